@@ -6,6 +6,7 @@ process. `bf16-true` is DeepSpeed's own bf16: weights in bf16, a float32 copy in
 
 from __future__ import annotations
 
+import argparse
 import copy
 import logging
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             logging_level=logging.ERROR,
         )
         self._skeleton: nn.Module | None = None
+        self._own: dict[nn.Module, set[str]] = {}
         self._finished = False
 
     def setup_environment(self) -> None:
@@ -84,10 +86,27 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.config["gradient_clipping"] = self.lightning_module.trainer.gradient_clip_val or 0.0
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Keeps the model's structure without its weights, before DeepSpeed hooks into it."""
+        """Keeps the model's structure without its weights, and what its parts hold, before DeepSpeed hooks into it."""
+        model: nn.Module = trainer.lightning_module.model  # type: ignore[assignment]
         if self.zero_stage_3:
-            self._skeleton = skeleton(trainer.lightning_module.model)  # type: ignore[arg-type]
+            self._skeleton = skeleton(model)
+        self._own = {part: set(vars(part)) for part in model.modules()}
         super().setup(trainer)
+
+    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        """As Lightning's, which hands over the number of a GPU also where there is none."""
+        import deepspeed
+
+        engine, sharded, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, sharded
 
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Says whether this is the last batch before a step."""
@@ -101,11 +120,12 @@ class ZeroStrategy(DeepSpeedStrategy):
     def teardown(self) -> None:
         """Leaves the module an ordinary one with the trained parameters, on every rank, if the training came to its end."""
         if self._finished:
-            model = self.lightning_module.model  # type: ignore[union-attr]
+            model: nn.Module = self.lightning_module.model  # type: ignore[assignment, union-attr]
             with self.whole(model):
                 weights = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
             self.deepspeed_engine.destroy()
-            _replace(self.lightning_module, weights)  # type: ignore[arg-type]
+            for part, own in self._own.items():
+                _restore(part, own, weights)
         super().teardown()
 
     @contextmanager
@@ -142,8 +162,8 @@ def skeleton(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, empty)
 
 
-def _replace(module: nn.Module, weights: dict[int, nn.Parameter]) -> None:
-    """Puts other parameters in place of those with these ids."""
-    for part in module.modules():
-        own = part._parameters.items()
-        part._parameters = {name: None if p is None else weights[id(p)] for name, p in own}
+def _restore(part: nn.Module, own: set[str], weights: dict[int, nn.Parameter]) -> None:
+    """Puts ordinary parameters in place of DeepSpeed's, and takes away all that it has attached to the module."""
+    for name in vars(part).keys() - own:
+        delattr(part, name)
+    part._parameters = {name: None if p is None else weights[id(p)] for name, p in part._parameters.items()}
