@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import secrets
 import shutil
@@ -94,6 +95,56 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a folder that all ranks write into; the first one renames it when all are done."""
+    temporary = ranks.agreed(beside(path))
+    with written(path):
+        try:
+            if ranks.first():
+                temporary.mkdir(parents=True)
+            ranks.wait()
+            yield temporary
+            ranks.wait()
+            if ranks.first():
+                if path.exists():
+                    grow_older(path)
+                temporary.rename(path)
+            ranks.wait()
+        finally:
+            if ranks.first():
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def older(path: Path, age: int) -> Path:
+    """The name of what was `path` so many versions ago."""
+    return path.with_name(f"{path.stem}-{age}{path.suffix}") if age else path
+
+
+def _ages(path: Path) -> list[int]:
+    """Of the versions that there are, the newest first."""
+    known = itertools.takewhile(lambda age: older(path, age).exists(), itertools.count(1))
+    return [0] * path.exists() + list(known)
+
+
+def newest(path: Path) -> Path | None:
+    """The newest version of `path`, if there is any: for a moment, while one takes the other's place, it is not `path` itself."""
+    return next((older(path, age) for age in _ages(path)), None)
+
+
+def grow_older(path: Path) -> None:
+    """Makes room for a new version of `path`."""
+    for age in reversed(_ages(path)):
+        older(path, age).rename(older(path, age + 1))
+
+
+def prune(path: Path, keep: int) -> None:
+    """Removes all but the newest `keep` versions of `path`."""
+    for age in _ages(path)[keep:]:
+        version = older(path, age)
+        shutil.rmtree(version) if version.is_dir() else version.unlink()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from cdpo_lightning.artifacts import beside, written
 from cdpo_lightning.config import RunConfig
+from cdpo_lightning.models import adapters
 
 _CARD = """---
 tags: [constrained-dpo, safety]
@@ -40,13 +41,18 @@ def card(who: str, config: RunConfig, metrics: Mapping[str, Any]) -> str:
 
 
 def export_policy(model: nn.Module, tokenizer: Any, folder: Path, who: str, config: RunConfig, metrics: Mapping[str, Any]) -> None:
-    """Writes weights (safetensors), tokenizer and card to `folder`, whole or not at all."""
+    """Writes weights (safetensors), tokenizer and card to `folder`, whole or not at all; of adapters what `lora_merge` says."""
     temporary = beside(folder)
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
-    exported: Any = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    alone = adapters.are_in(model) and not config.model.lora_merge
+    plain: Any = model if alone else adapters.merged(model)
+    exported: Any = plain if dtype == torch.float32 else copy.deepcopy(plain).to(dtype)
     try:
         with written(folder):
-            exported.save_pretrained(temporary)
+            if alone:
+                adapters.save(exported, config.model, temporary)
+            else:
+                exported.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             readme = temporary / "README.md"
             readme.write_text(card(who, config, metrics), encoding="utf-8")

@@ -31,12 +31,10 @@ class History:
         """Adds a row."""
         self.rows.append(values)
 
-    def forget(self, stage: str, who: str, from_epoch: int) -> None:
-        """Drops the rows of a stage from an epoch on: a resumed stage logs them again."""
+    def forget(self, stage: str, who: str, after_step: int) -> None:
+        """Drops the rows of a stage after a step: a resumed stage logs them again."""
         self.rows = [
-            row
-            for row in self.rows
-            if not (row["stage"] == stage and row.get("who", "") == who and int(row["epoch"]) >= from_epoch)
+            row for row in self.rows if not (row["stage"] == stage and row.get("who", "") == who and int(row["step"]) > after_step)
         ]
 
     def write(self) -> None:

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine and watches over them; a run of one process, or one that was started elsewhere, just runs.
+"""Starts the ranks of a run on this machine and watches over them; a run of one process, or one started elsewhere, just runs.
 
 Each rank is a process of its own that reads the configuration as it was resolved here, so all have the same folder and a sweep can
 run jobs of several ranks. The first failure ends all ranks and is the one that is told; none outlives the process that started it.
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from cdpo_lightning.config import RunConfig, parse, to_yaml
 from cdpo_lightning.errors import CDPOError, ConfigError, RankError
 from cdpo_lightning.evaluation import Metrics
 
+check, objective = pipeline.check, pipeline.objective
 INTERRUPTED = 130  # exit status of a rank that was told to stop and has written its checkpoint
 _REFUSED = 2
 _GRACE = 5.0  # seconds for the other ranks to end by themselves after one has failed
@@ -36,7 +37,8 @@ _GRACE = 5.0  # seconds for the other ranks to end by themselves after one has f
 def run(config: RunConfig) -> Metrics:
     """One run, in this process or in as many as `trainer` asks for; what it found."""
     if config.trainer.processes == 1 or ranks.started():
-        return pipeline.run(config)
+        with _on_signals(signal.default_int_handler, signal.SIGTERM):  # told to end: as by Ctrl-C
+            return pipeline.run(config)
     if config.trainer.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={config.trainer.num_nodes}: start one process per device on every machine, with torchrun or srun; "
@@ -76,16 +78,25 @@ def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
-    on_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if on_main}
     try:
-        yield
+        with _on_signals(stop, signal.SIGINT, signal.SIGTERM):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for process in processes:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def _on_signals(handler: Callable[..., object], *numbers: signal.Signals) -> Iterator[None]:
+    """`handler` for these signals, where they can be handled: in the main thread."""
+    on_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if on_main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path) -> None:
@@ -149,16 +160,12 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """One rank: its exit status."""
     folder, parent = Path(sys.argv[1]), int(sys.argv[2])
     sys.argv = sys.argv[3:]
     _end_with(parent)
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def crashed(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         _tell(folder, False, "".join(traceback.format_exception(kind, error, where)))

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,14 +15,13 @@ from cdpo_lightning import ranks, report
 from cdpo_lightning.artifacts import write_json
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
-from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.export import export_policy
 from cdpo_lightning.models.causal_lm import resolve_precision
 from cdpo_lightning.run_folder import find_run, git_commit
-from cdpo_lightning.stages.bench import load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.judging import judge_all
 from cdpo_lightning.stages.policy import train_policy
+from cdpo_lightning.stages.preflight import preflight
 from cdpo_lightning.stages.prepare import prepare
 from cdpo_lightning.training import require_hardware, require_logger
 
@@ -40,9 +38,13 @@ def run(config: RunConfig) -> Metrics:
 
 def _run(config: RunConfig) -> Metrics:
     start = time.perf_counter()
-    config, folder = _admitted(config)
+    config = _resolved(config)
+    require_hardware(config.trainer)
+    folder = find_run(config)
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
+    if ranks.count() > 1:
+        preflight(config, folder, screen)
     prepared = prepare(config, folder, screen)
     metrics: Metrics = {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
@@ -74,14 +76,12 @@ def _measured(metrics: Metrics) -> Metrics:
     return {key: value for key, value in metrics.items() if isinstance(value, str) or math.isfinite(value)}
 
 
-def _admitted(config: RunConfig) -> tuple[RunConfig, Path]:
-    """The configuration as this machine can run it (`trainer.precision=auto` resolved), and its folder; nothing is written."""
+def _resolved(config: RunConfig) -> RunConfig:
+    """The configuration as this machine can run it: `trainer.precision=auto` decided, its logger there."""
     quiet_libraries()
-    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    config = replace(config, trainer=replace(config.trainer, precision=precision))
-    require_hardware(config.trainer)
     require_logger(config.logger)
-    return config, find_run(config)
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def objective(config: RunConfig, metrics: Metrics) -> float | None:
@@ -93,16 +93,12 @@ def objective(config: RunConfig, metrics: Metrics) -> float | None:
 
 
 def check(config: RunConfig) -> None:
-    """Composes and checks all that needs no training: folder, hardware, data, audit, tokenizer, lengths; prints the plan."""
-    config, folder = _admitted(config)
+    """The pre-flight: composes and checks all that needs no training, prints the plan; a GPU need not be there."""
+    config = _resolved(config)
     screen = Screen(config)
-    corpus = load_corpus(config.dataset, config.seed)
-    screen.data(corpus)
-    require_examples(config, corpus)
-    tokenizer = load_tokenizer(config)
-    require_context(config)
-    screen.say(f"tokenizer  {len(tokenizer):,} tokens, eos {tokenizer.eos_token!r}, template {config.model.template}")
-    screen.say(f"run_dir    {folder}")
-    for stage in config.stages:
-        screen.say(f"stage      {stage}")
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        screen.say("hardware   not checked: trainer.accelerator=gpu, and this machine has none")
+    else:
+        require_hardware(config.trainer)
+    preflight(config, find_run(config), screen)
     screen.say("nothing was trained (mode=check)")

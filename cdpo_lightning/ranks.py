@@ -76,6 +76,15 @@ def spread(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R
     return found
 
 
+def any_of(flag: bool) -> bool:
+    """Whether it is so on any rank."""
+    if count() == 1:
+        return flag
+    flags = torch.tensor([int(flag)])
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
 def agreed(value: T) -> T:
     """The first rank's value."""
     if count() == 1:

@@ -16,13 +16,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import whole_file
+from cdpo_lightning.artifacts import newest, whole_file
+from cdpo_lightning.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import LoggerConfig, TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
@@ -59,20 +59,6 @@ class WholeCheckpoint(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with whole_file(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-
-
-class EveryEpoch(Checkpoint):
-    """`last.ckpt` in the stage's folder after every epoch, last of all callbacks.
-
-    Lightning's own ModelCheckpoint writes it when the training ends, and after an epoch only beside a checkpoint that it keeps.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "last.ckpt"
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Weights, optimizer, schedule, loops, callbacks and the data module's state."""
-        trainer.save_checkpoint(self._path)
 
 
 def make_logger(config: LoggerConfig, folder: Path, name: str) -> Logger | bool:
@@ -115,10 +101,11 @@ def fit(
 ) -> L.Trainer:
     """Trains `module` to the end of the stage, from the stage's checkpoint if there is one; the trainer it used.
 
-    The checkpoint is written whole after each epoch; it holds weights, optimizer, schedule and the data module's state, so a run
-    killed at any moment loses at most one epoch and none of its numbers.
+    The checkpoint is written whole after each epoch, and every `trainer.checkpoint_every_n_steps`; it holds weights, optimizer,
+    schedule and the data module's state, so a run killed at any moment repeats what came after it and loses none of its numbers.
     """
     torch.manual_seed(stage.seed)
+    checkpoints = Checkpoints(stage.folder, history, trainer.checkpoint_every_n_steps, trainer.keep_checkpoints)
     with _quiet():
         made = _new_trainer(
             trainer,
@@ -127,7 +114,7 @@ def fit(
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
             # The history is written after the others have logged and before the checkpoint: it never lacks a row of it.
-            callbacks=[*callbacks, HistoryCallback(history, stage.name, stage.who), EveryEpoch(stage.folder)],
+            callbacks=[*callbacks, HistoryCallback(history, stage.name, stage.who), checkpoints],
             logger=logger if ranks.first() else False,
             log_every_n_steps=trainer.log_every_n_steps,
             num_sanity_val_steps=0,
@@ -137,7 +124,7 @@ def fit(
         )
         module.train()
         with _interruptible(made):
-            made.fit(module, datamodule=data, ckpt_path=_last(stage.folder), weights_only=True)
+            made.fit(module, datamodule=data, ckpt_path=_last(stage.folder, trainer), weights_only=True)
     module.eval()
     if isinstance(logger, WandbLogger):
         logger.experiment.finish()  # or the next policy would go on in the same run
@@ -165,12 +152,16 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _last(folder: Path) -> str | None:
-    """The stage's checkpoint, if there is one: a file, or a folder where DeepSpeed wrote it."""
-    last = folder / "last.ckpt"
+def _last(folder: Path, trainer: TrainerConfig) -> str | None:
+    """The stage's newest checkpoint, if there is one: a file, or a folder where the training is sharded."""
+    last = newest(folder / "last.ckpt")
+    if last is None:
+        return None
+    if last.is_dir() != bool(trainer.zero):
+        raise StorageError(f"{last}: not of trainer.strategy={trainer.strategy}; resume with the strategy that it was begun with")
     if last.is_file() and not zipfile.is_zipfile(last):
         raise StorageError(f"{last}: cut or altered; remove it and add resume=true: its stage begins anew")
-    return str(last) if last.exists() else None
+    return str(last)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from cdpo_lightning.history import History
 from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.preference import lagrangian_reward
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance
+from cdpo_lightning.models.adapters import learned
 from cdpo_lightning.scoring import Judge, Measurement
 from cdpo_lightning.strategies import whole_model
 
@@ -178,7 +179,7 @@ class DualUpdate(L.Callback):
     def _save(self, model: nn.Module) -> None:
         if ranks.first():
             with whole_file(self.folder / "best_feasible.safetensors") as temporary:
-                save_file({n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}, temporary)
+                save_file({n: p.detach().cpu().contiguous() for n, p in learned(model).items()}, temporary)
 
 
 def _mean_lowest(data: PairDataModule, measured: Measurement, chosen: Tensor) -> float:

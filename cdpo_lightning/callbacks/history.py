@@ -19,7 +19,7 @@ class HistoryCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rows after the checkpoint, or of an earlier try, are logged again."""
-        self._history.forget(self._stage, self._who, trainer.current_epoch)
+        self._history.forget(self._stage, self._who, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """One row, if the step was logged: the values that the module logged, and the learning rate."""

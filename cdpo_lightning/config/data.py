@@ -35,6 +35,9 @@ class ModelConfig:
     scorer_trainable_layers: int = 0  # how many of those are trained, the rest and the embedding frozen; 0: everything
     trainable_layers: int = 0  # how many of the last layers are trained, the rest and the embedding frozen; 0: everything
     gradient_checkpointing: bool = False
+    lora_rank: int = 0  # rank of low-rank adapters on every linear layer, which alone are trained; 0: none
+    lora_alpha: float = 16.0  # their output is scaled by lora_alpha / lora_rank
+    lora_merge: bool = True  # export an ordinary model; false: the adapters alone
 
     def __post_init__(self) -> None:
         choice("model.template", self.template, ("plain", "chat", "beaver"))
@@ -44,6 +47,10 @@ class ModelConfig:
         require(self.trainable_layers >= 0, "model.trainable_layers", self.trainable_layers, "0 (everything) or more")
         key, value = "model.scorer_trainable_layers", self.scorer_trainable_layers
         require(value >= 0, key, value, "0 (everything) or more")
+        require(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (no adapters) or more")
+        require(self.lora_alpha > 0, "model.lora_alpha", self.lora_alpha, "more than 0")
+        both = self.lora_rank and self.trainable_layers
+        require(not both, "model.lora_rank", self.lora_rank, "0 with model.trainable_layers: adapters or layers are trained")
         require(self.scorer_layers >= 0, "model.scorer_layers", self.scorer_layers, "0 (all) or more")
 
     def require_architecture(self) -> None:

@@ -21,6 +21,8 @@ from cdpo_lightning.config.training import (
 )
 from cdpo_lightning.errors import ConfigError
 
+# Of the trainer, what may be another when a run is resumed: how many ranks share the work, and where things are kept.
+_HOW = ("devices", "num_nodes", "offload", "gather", "checkpoint_every_n_steps", "keep_checkpoints")
 STAGES = ("sft", "reward", "cost", "policy", "evaluate", "report")
 
 
@@ -68,8 +70,12 @@ class RunConfig:
         return {"dual": "cdpo", "fixed": "cdpo_fixed", "none": "dpo"}[self.constraint.kind]
 
     def identity(self) -> str:
-        """Sixteen hex digits that name the run's result: every value but where it is written and how it is watched."""
+        """Sixteen hex digits that name the run's result: every value but where it is written, how it is watched
+        and how many ranks share the work.
+        """
         values = dataclasses.asdict(self)
         for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode"):
             values.pop(key)
+        for key in _HOW:
+            values["trainer"].pop(key)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -156,6 +156,8 @@ class TrainerConfig:
     offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
     gather: str = "round"  # zero3: parameters gathered once per dual round, or layer by layer
     accumulate_grad_batches: int = 1
+    checkpoint_every_n_steps: int = 0  # within an epoch; 0: after every epoch only
+    keep_checkpoints: int = 1  # the newest so many of a stage
     log_every_n_steps: int = 5  # a row of history.csv, and a point of the loggers, every so many steps
     inference_batch: int = 256  # rows in one forward pass without gradient
     sample_batch: int = 2048  # sequences sampled side by side
@@ -172,10 +174,12 @@ class TrainerConfig:
         require(self.num_threads >= 0, "trainer.num_threads", self.num_threads, "0 (torch decides) or more")
         accumulate = self.accumulate_grad_batches
         require(accumulate >= 1, "trainer.accumulate_grad_batches", accumulate, "at least 1")
+        every = self.checkpoint_every_n_steps
+        require(every >= 0, "trainer.checkpoint_every_n_steps", every, "0 (after every epoch only) or more")
+        require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "at least 1")
         require(self.log_every_n_steps >= 1, "trainer.log_every_n_steps", self.log_every_n_steps, "at least 1")
         require(self.inference_batch >= 1, "trainer.inference_batch", self.inference_batch, "at least 1")
         require(self.sample_batch >= 1, "trainer.sample_batch", self.sample_batch, "at least 1")
-
 
     @property
     def processes(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 _POOL = 32  # batches that are sorted by length together
 
@@ -19,6 +20,8 @@ class LengthBuckets(Sampler[list[int]]):
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> None:
         self._lengths, self._batch_size = lengths, batch_size
         self._seed, self._epoch = seed, epoch
+        self.taken = 0  # batches that were handed out
+        self.skip = 0  # batches that a resumed epoch has behind it
 
     def __len__(self) -> int:
         return (len(self._lengths) + self._batch_size - 1) // self._batch_size
@@ -31,8 +34,27 @@ class LengthBuckets(Sampler[list[int]]):
         for start in range(0, len(order), pool):
             part = sorted(order[start : start + pool], key=lambda i: self._lengths[i])
             batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
-        for i in torch.randperm(len(batches), generator=generator).tolist():
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        self.taken, self.skip = self.skip, 0
+        for i in order[self.taken :]:
+            self.taken += 1
             yield batches[i]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """The batches of an epoch; one that was cut short goes on with the batch after the last one."""
+
+    def __init__(self, rows: Sequence[Any], order: LengthBuckets, collate: Callable[[list[Any]], Any]) -> None:
+        super().__init__(rows, batch_sampler=order, collate_fn=collate, num_workers=0)  # type: ignore[arg-type]
+        self._order = order
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch has come."""
+        return {"batches": self._order.taken}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on from there."""
+        self._order.skip = state_dict["batches"]
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

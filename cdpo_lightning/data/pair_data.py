@@ -10,11 +10,10 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cdpo_lightning import ranks
 from cdpo_lightning.config import PolicyConfig
-from cdpo_lightning.data.batching import LengthBuckets
+from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader
 from cdpo_lightning.data.packing import PackedRows, pack, row_length
 from cdpo_lightning.data.pair_rows import GroupRow, group_rows, prompt_groups
 from cdpo_lightning.data.pair_table import PairTable, concatenate
@@ -82,7 +81,7 @@ class PairDataModule(L.LightningDataModule):
         """The dual state with `changes`."""
         self.dual = replace(self.dual, **changes)
 
-    def train_dataloader(self) -> DataLoader[PolicyBatch]:
+    def train_dataloader(self) -> ResumableLoader:
         """The pairs with the labels of the present lambda, in the order of (seed, epoch)."""
         table, epoch = self.table, self.trainer.current_epoch if self.trainer else 0
         target = table.target(self.dual.lam, self.policy.labels).float()
@@ -91,7 +90,7 @@ class PairDataModule(L.LightningDataModule):
         batch = max(1, self.policy.batch_size * len(rows) // len(table))  # rows that hold `batch_size` pairs on average
         order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
         collate = _Collate(table, target, self._anchor_weights())
-        return DataLoader(rows, batch_sampler=order, collate_fn=collate, num_workers=0)  # type: ignore[arg-type]
+        return ResumableLoader(rows, order, collate)
 
     def _anchor_weights(self) -> tuple[PairTable, Tensor] | None:
         if self.anchor is None or self.policy.anchor == 0:

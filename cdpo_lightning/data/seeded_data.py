@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
 
-from cdpo_lightning.data.batching import LengthBuckets
+from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader
 
 
 class SeededData(L.LightningDataModule):
@@ -31,8 +30,8 @@ class SeededData(L.LightningDataModule):
         """Batches of one epoch."""
         return -(-len(self.rows) // self.batch_size)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> ResumableLoader:
         """The batches of the present epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         order = LengthBuckets(self.lengths, self.batch_size, self.seed, epoch)
-        return DataLoader(self.rows, batch_sampler=order, collate_fn=self.collate, num_workers=0)  # type: ignore[arg-type]
+        return ResumableLoader(self.rows, order, self.collate)

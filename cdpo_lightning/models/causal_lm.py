@@ -73,7 +73,8 @@ def source_folder(config: ModelConfig) -> str:
     return str(folder) if looks_local else path
 
 
-def _options(config: ModelConfig) -> dict[str, Any]:
+def options_of(config: ModelConfig) -> dict[str, Any]:
+    """How transformers is to read `model.path`."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     return {**options, "gguf_file": config.gguf_file} if config.gguf_file else options
 
@@ -86,7 +87,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     folder = source_folder(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_options(config))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options_of(config))
     except (OSError, ValueError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model.path={config.path}: no tokenizer could be loaded ({first}); save one beside it") from error
@@ -108,7 +109,7 @@ def context_length(config: ModelConfig) -> int | None:
     if not config.path:
         return config.architecture["max_position_embeddings"]
     try:
-        described = AutoConfig.from_pretrained(source_folder(config), **_options(config))
+        described = AutoConfig.from_pretrained(source_folder(config), **options_of(config))
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"model.path={config.path}: no description of a model could be read ({first})") from error
@@ -123,7 +124,7 @@ def load(config: ModelConfig) -> nn.Module:
     Raises:
         ModelError: the folder holds no loadable causal language model, or one whose log-probabilities packing would change.
     """
-    folder, options = source_folder(config), _options(config)
+    folder, options = source_folder(config), options_of(config)
     if config.gguf_file:
         from transformers import GgufConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from cdpo_lightning.data.corpus import Corpus, Split
 from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import ConfigError, DataError
 from cdpo_lightning.history import History
-from cdpo_lightning.models import causal_lm
+from cdpo_lightning.models import adapters, causal_lm
 from cdpo_lightning.models.published import require_folder
 from cdpo_lightning.training import Stage, fit
 
@@ -63,7 +64,15 @@ class Base:
 def made_of(bench: Bench, base: Base, fit_config: FitConfig, data: Split[Any]) -> dict[str, object]:
     """All that a trained stage's weights and held-out figures are a function of; names and labels left out."""
     config = bench.config
-    model = {k: v for k, v in asdict(config.model).items() if k not in ("name", "path", "gguf_file", "revision")}
+    unused = {
+        "name",
+        "path",
+        "gguf_file",
+        "revision",
+        "lora_merge",
+        *(() if config.model.lora_rank else ("lora_rank", "lora_alpha")),
+    }
+    model = {k: v for k, v in asdict(config.model).items() if k not in unused}
     trainer = {"precision": config.trainer.precision, "accumulate": config.trainer.accumulate_grad_batches}
     return {
         "base": base.identity,
@@ -106,6 +115,15 @@ def load_base(bench: Bench) -> Base:
     if model.gradient_checkpointing:
         loaded.activation_checkpointing_enable()
     return Base(loaded.to(bench.device), causal_lm.parameter_hash(loaded))
+
+
+def trainable(bench: Bench, model: nn.Module) -> nn.Module:
+    """A copy of the model to be trained: all of it, its last layers, or adapters beside its weights."""
+    config = bench.config
+    if config.model.lora_rank:
+        # ZeRO-3 would shard the weights that the reference reads.
+        return adapters.with_adapters(model, config.model, config.seed, share=config.trainer.zero != 3)
+    return causal_lm.freeze_lower(copy.deepcopy(model).requires_grad_(True), config.model.trainable_layers)
 
 
 def stage_of(bench: Bench, name: str, config: FitConfig) -> Stage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +17,9 @@ from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.maths.dual import effective_sample_size, one_shot_lambda
 from cdpo_lightning.maths.preference import lagrangian_reward
-from cdpo_lightning.models.causal_lm import freeze_lower
 from cdpo_lightning.modules.policy import PolicyModule
 from cdpo_lightning.scoring import Measurement
+from cdpo_lightning.stages.bench import trainable
 from cdpo_lightning.stages.prepare import Prepared
 from cdpo_lightning.training import Stage, make_logger
 
@@ -81,7 +80,8 @@ def train_policy(prepared: Prepared, who: str, screen: Screen) -> tuple[nn.Modul
     constraint = constraint_of(config, who)
     lam = start_lambda(prepared, constraint, screen)
     data = PairDataModule(prepared.table, config.policy, lam, config.seed, anchor_table(prepared))
-    model = freeze_lower(copy.deepcopy(prepared.reference).requires_grad_(True), config.model.trainable_layers)
+    model = trainable(bench, prepared.reference)
+    sizes = {"model/parameters": _count(model, False), "model/trainable_parameters": _count(model, True)}
     module = PolicyModule(model, config.policy)
     folder = bench.folder / "checkpoints" / who
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,16 @@ def train_policy(prepared: Prepared, who: str, screen: Screen) -> tuple[nn.Modul
     stage = Stage("policy", config.policy.epochs, folder, config.seed, who, config.policy.gradient_clip)
     with screen.stage(who) as done:
         bench.fit(module, data, stage, callbacks=callbacks, logger=make_logger(config.logger, bench.folder, who))
-        done({"lambda": data.dual.lam, "rounds": data.dual.round})
-    found = _dual_metrics(data, constraint, lam) | speed.metrics() if who == config.who else {}
+        trained = sizes["model/trainable_parameters"]
+        part = {} if trained == sizes["model/parameters"] else {"trained parameters": trained}
+        done({"lambda": data.dual.lam, "rounds": data.dual.round, **part})
+    found = sizes | _dual_metrics(data, constraint, lam) | speed.metrics() if who == config.who else {}
     return module.model.to(bench.device).eval(), found
+
+
+def _count(model: nn.Module, trained: bool) -> int:
+    """Parameters of the model, all or those that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
 
 def _dual_metrics(data: PairDataModule, constraint: ConstraintConfig, start: float) -> Metrics:

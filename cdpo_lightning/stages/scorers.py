@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import digest
-from cdpo_lightning.config import ScorerConfig
+from cdpo_lightning.config import RunConfig, ScorerConfig
 from cdpo_lightning.data.corpus import ScoreExample, Split
 from cdpo_lightning.data.seeded_data import SeededData
 from cdpo_lightning.data.templates import encode_scored
@@ -79,15 +79,18 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
 
 
 def _as_scorer(bench: Bench, kind: str, model: ScoreModel, identity: str, unit: float) -> ModelScorer:
-    config: ScorerConfig = getattr(bench.config, kind)
-    trainer = bench.config.trainer
+    return _scorer(bench.config, kind, model, bench.tokenizer, identity, unit)
+
+
+def _scorer(config: RunConfig, kind: str, model: ScoreModel, tokenizer: Any, identity: str, unit: float) -> ModelScorer:
+    own: ScorerConfig = getattr(config, kind)
     return ModelScorer(
         model=model,
-        tokenizer=bench.tokenizer,
-        template=config.template or bench.config.model.template,
-        max_tokens=config.max_tokens,
-        batch_size=trainer.inference_batch,
-        precision=trainer.precision,
+        tokenizer=tokenizer,
+        template=own.template or config.model.template,
+        max_tokens=own.max_tokens,
+        batch_size=config.trainer.inference_batch,
+        precision=config.trainer.precision,
         identity=identity,
         unit=unit,
     )
@@ -101,9 +104,14 @@ def make_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, 
         identity = digest("oracle", kind, asdict(world.config), bench.config.seed)
         return OracleScorer(world, ("reward", "cost").index(kind), identity), {}
     if config.path:
-        model, tokenizer = load_score_model(config, bench.device)
-        template = config.template or bench.config.model.template
-        read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, config.max_tokens)
-        identity = f"{kind}:{digest(*read)}"
-        return replace(_as_scorer(bench, kind, model, identity, 1.0), tokenizer=tokenizer), {}
+        return published_scorer(bench.config, kind, bench.device), {}
     return train_scorer(bench, kind, base)
+
+
+def published_scorer(config: RunConfig, kind: str, device: torch.device) -> ModelScorer:
+    """The score model of `reward.path` or `cost.path`, with its own tokenizer."""
+    own: ScorerConfig = getattr(config, kind)
+    model, tokenizer = load_score_model(own, device)
+    template = own.template or config.model.template
+    read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, own.max_tokens)
+    return _scorer(config, kind, model, tokenizer, f"{kind}:{digest(*read)}", 1.0)

@@ -13,10 +13,10 @@ from cdpo_lightning.artifacts import Artifact
 from cdpo_lightning.data.packing import Row, pack, row_length
 from cdpo_lightning.data.records import Demonstration
 from cdpo_lightning.data.seeded_data import SeededData
-from cdpo_lightning.models import causal_lm
+from cdpo_lightning.models import adapters
 from cdpo_lightning.modules.sft import SFTBatch, SFTModule
 from cdpo_lightning.scoring import logp_of
-from cdpo_lightning.stages.bench import Base, Bench, made_of, optimizer_steps, restored, stage_of
+from cdpo_lightning.stages.bench import Base, Bench, made_of, optimizer_steps, restored, stage_of, trainable
 
 _PER_ROW = 8  # demonstrations of one prompt read side by side
 
@@ -49,13 +49,14 @@ def _nats_per_token(bench: Bench, model: nn.Module, rows: list[Row]) -> float:
 def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
     """The base model after SFT on the demonstrations, and its artifact (`sft/loss` among its facts)."""
     config, data = bench.config, bench.corpus.demonstrations
-    model = causal_lm.freeze_lower(copy.deepcopy(base.model), config.model.trainable_layers)
+    model = trainable(bench, base.model)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         loader = SeededData(_sft_rows(bench, data.train), lambda r: row_length(*r), _collate, config.sft.batch_size, config.seed)
         module = SFTModule(model, config.sft, optimizer_steps(bench, loader.batches, config.sft.epochs))
         bench.fit(module, loader, stage_of(bench, "sft", config.sft))
         loss = _nats_per_token(bench, model.to(bench.device), _sft_rows(bench, data.held_out)) if data.held_out else None
-        return dict(model.named_parameters()), {} if loss is None else {"sft/loss": loss}
+        return dict(adapters.merged(model).named_parameters()), {} if loss is None else {"sft/loss": loss}
 
-    return restored(bench, model, bench.store.get("sft", made_of(bench, base, config.sft, data), make))
+    plain = copy.deepcopy(base.model) if adapters.are_in(model) else model
+    return restored(bench, plain, bench.store.get("sft", made_of(bench, base, config.sft, data), make))

@@ -11,6 +11,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,9 @@ from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from cdpo_lightning.artifacts import whole_folder
 from cdpo_lightning.config import TrainerConfig
+from cdpo_lightning.strategies import sharded
 
 
 class ZeroPrecision(DeepSpeedPrecision):
@@ -122,11 +125,35 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self._finished:
             model: nn.Module = self.lightning_module.model  # type: ignore[assignment, union-attr]
             with self.whole(model):
-                weights = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
+                weights = {id(p): self._ordinary(p) for p in model.parameters()}
             self.deepspeed_engine.destroy()
             for part, own in self._own.items():
                 _restore(part, own, weights)
         super().teardown()
+
+    def _ordinary(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The parameter out of DeepSpeed's hands; one that it has not touched, as the reference shares it with adapters, stays."""
+        if not self.zero_stage_3 and not parameter.requires_grad:
+            return parameter
+        return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: the shards hold the weights."""
+        return {}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Nothing: the shards hold it."""
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """A folder of shards, there whole or not at all."""
+        state = {**checkpoint, "optimizer_step": sharded.optimizer_step(self.deepspeed_engine)}
+        with whole_folder(Path(filepath)) as temporary:
+            sharded.write(temporary, self.deepspeed_engine, state)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads what any number of ranks has written."""
+        return sharded.read(Path(checkpoint_path), self.deepspeed_engine)
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:

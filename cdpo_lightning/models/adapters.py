@@ -1,0 +1,85 @@
+"""Low-rank adapters (LoRA, through peft): the weights of a model stay, small matrices beside them are trained.
+
+The reference is the model itself, adapters off: it shares its weights with the policy, so they agree exactly before the first step
+and take the memory of one model.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cdpo_lightning.config import ModelConfig
+from cdpo_lightning.errors import ModelError
+
+_MARK = "lora_"  # in the name of every parameter of an adapter
+
+
+def with_adapters(model: nn.Module, config: ModelConfig, seed: int, share: bool = True) -> nn.Module:
+    """The model with adapters that change nothing yet; all else is frozen, and shared with `model` unless told otherwise.
+
+    Raises:
+        ModelError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ModelError(f"model.lora_rank={config.lora_rank}: peft is not installed; try: pip install 'cdpo-lightning[lora]'")
+    from peft import inject_adapter_in_model
+
+    adapted = copy.deepcopy(model, {id(p): p for p in model.parameters()} if share else None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = inject_adapter_in_model(_lora(config), adapted)
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_(_MARK in name)
+    return adapted
+
+
+def _lora(config: ModelConfig) -> object:
+    from peft import LoraConfig
+
+    # No dropout: the log-ratio compares weights and not draws.
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear")
+
+
+def are_in(model: nn.Module) -> bool:
+    """Whether the model has adapters."""
+    return any(_MARK in name for name, _ in model.named_parameters())
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that tell the policy from its reference: the adapters', or all of a model without any; tied ones once."""
+    own = {name: p for name, p in model.named_parameters() if _MARK in name}
+    return own or dict(model.named_parameters())
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """An ordinary model that computes what `model` computes with its adapters; `model` itself if it has none."""
+    if not are_in(model):
+        return model
+    from peft.tuners.lora import LoraLayer
+
+    plain = copy.deepcopy(model)
+    for name, part in list(plain.named_modules()):
+        if isinstance(part, LoraLayer):
+            part.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(plain.get_submodule(parent), own, part.get_base_layer())
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config
+    return plain
+
+
+def save(model: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """The adapters alone, as peft reads them: `PeftModel.from_pretrained(base, folder)`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    tensors = {f"base_model.model.{n.replace('.default', '')}": p.detach().cpu().contiguous() for n, p in learned(model).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    lora = _lora(config)
+    lora.base_model_name_or_path = config.path  # type: ignore[attr-defined]
+    lora.save_pretrained(str(folder))  # type: ignore[attr-defined]

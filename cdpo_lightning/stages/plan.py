@@ -1,0 +1,135 @@
+"""What a run will take: memory of every rank, disk, stages and their steps, and what the store already has. All of it estimated."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cdpo_lightning.artifacts import Ledger, Store
+from cdpo_lightning.config import RunConfig
+from cdpo_lightning.console import Screen
+from cdpo_lightning.data.corpus import Corpus
+from cdpo_lightning.errors import ConfigError
+from cdpo_lightning.history import History
+from cdpo_lightning.models import memory
+from cdpo_lightning.stages.bench import Base, Bench, load_base, made_of
+
+_GB = 1e9
+
+
+def _tokens(config: RunConfig) -> int:
+    """Tokens of one batch of the policy on one rank, every text at its longest."""
+    model, policy, trainer = config.model, config.policy, config.trainer
+    rows = math.ceil(policy.batch_size / policy.pairs_per_row / trainer.processes)
+    return rows * (model.max_prompt_tokens + 2 * policy.pairs_per_row * model.max_response_tokens)
+
+
+def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None:
+    """Memory of a rank under every stage of ZeRO; the trainer's own is marked."""
+    trainer = config.trainer
+    tokens = _tokens(config)
+    active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
+    beside = 4 * shape.parameters * 3  # reference, reward and cost model, each whole on every rank
+    screen.say(
+        f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
+        f"GB on each of {trainer.processes} ranks, estimated, {tokens:,} tokens a batch at full length"
+    )
+    screen.say(
+        f"           {'':<8}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'scorers, ref.':>15}{'sum':>8}"
+    )
+    for stage, name in enumerate(("ddp" if trainer.processes > 1 else "one", "zero1", "zero2", "zero3")):
+        parts = [*memory.per_rank(shape, trainer, stage).values(), active, beside]
+        weights, gradients, optimizer, *_ = (part / _GB for part in parts)
+        chosen = "  <- trainer" if stage == trainer.zero else ""
+        screen.say(
+            f"           {name:<8}{weights:>9.2f}{gradients:>11.2f}{optimizer:>11.2f}{active / _GB:>13.2f}{beside / _GB:>15.2f}"
+            f"{sum(parts) / _GB:>8.1f}{chosen}"
+        )
+    if trainer.zero == 3 and trainer.gather == "round":
+        screen.say(f"           and {4 * shape.parameters / _GB:.2f} more while a dual round samples (trainer.gather=round)")
+
+
+def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -> None:
+    """Raises:
+    ConfigError: the disk of `run_dir` has no room for the checkpoints.
+    """
+    one = 4 * shape.parameters + 8 * shape.trainable  # weights and the optimizer's moments
+    policies = len({*config.method.baselines, config.who})
+    kept = one * (1 + config.trainer.keep_checkpoints) + 4 * shape.parameters  # one more while it is written; best_feasible
+    need = policies * (kept + 4 * shape.parameters)
+    place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(place).free
+    said = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"
+    if need > free and config.mode == "run":
+        raise ConfigError(f"run_dir={config.run_dir}: {said.split('  ')[-1].strip()}; choose another disk")
+    screen.say(said + ("; TOO LITTLE for a run here" if need > free else ""))
+
+
+def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path, screen: Screen) -> None:
+    """Stages, steps, what the store has."""
+    screen.say(f"run_dir    {folder}")
+    held = _held(config, corpus, tokenizer, folder)
+    for stage in config.stages:
+        screen.say(f"stage      {stage:<10}{_steps(config, corpus, stage)}{held.get(stage, '')}")
+
+
+def _steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
+    if stage in ("sft", "reward", "cost"):
+        return _supervised_steps(config, corpus, stage)
+    if stage == "policy":
+        return _policy_steps(config, corpus)
+    if stage != "evaluate":
+        return ""
+    who = {"reference", *config.method.baselines, config.who}
+    count = config.evaluation.prompts or (len(corpus.prompts) if corpus else "all")
+    return f"{len(who)} policies on {count} prompts x {config.evaluation.samples_per_prompt} samples"
+
+
+def _supervised_steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
+    fit = getattr(config, stage)
+    if stage != "sft" and fit.path:
+        return f"published: {fit.path}"
+    if corpus is None:
+        return f"{fit.epochs} epochs, batches of {fit.batch_size}"
+    if stage != "sft" and not _is_learned(corpus):
+        return "the world's truth"
+    rows = len((corpus.demonstrations if stage == "sft" else getattr(corpus, stage)).train)
+    return f"{fit.epochs} epochs of {rows:,} examples, about {fit.epochs * math.ceil(rows / fit.batch_size):,} steps"
+
+
+def _is_learned(corpus: Corpus) -> bool:
+    return corpus.world is None or corpus.world.config.scores == "learned"
+
+
+def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
+    policy, c = config.policy, config.constraint
+    rounds = policy.epochs // c.every_k_epochs
+    said = f"{len({*config.method.baselines, config.who})} policies, {policy.epochs} epochs, {rounds} dual rounds"
+    if corpus is None:
+        return said
+    prompts = len({pair.prompt for pair in corpus.pairs})
+    sampled = min(c.prompts or prompts, prompts)
+    pairs = len(corpus.pairs) + policy.refresh * sampled * policy.refresh_window  # once the window is full
+    steps = policy.epochs * math.ceil(pairs / policy.batch_size)
+    tokens = steps * config.trainer.processes * _tokens(config)
+    return (
+        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens a policy; "
+        f"{sampled:,} x {c.samples_per_prompt} samples a round"
+    )
+
+
+def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path) -> dict[str, str]:
+    """What the store says of each trained stage, where the model is small enough to be looked at."""
+    if corpus is None or tokenizer is None or config.model.path:
+        return {}
+    store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
+    bench = Bench(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
+    base: Base = load_base(bench)
+    found = {}
+    for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
+        if stage == "sft" or (_is_learned(corpus) and not getattr(config, stage).path):
+            there = store.holds(stage, made_of(bench, base, getattr(config, stage), data))  # type: ignore[arg-type]
+            found[stage] = "; the store has it" if there else "; not in the store"
+    return found

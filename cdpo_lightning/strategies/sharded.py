@@ -1,0 +1,126 @@
+"""Checkpoints of a sharded training that any number of ranks can read: whole parameters by name, each written by one rank.
+
+A folder: `shard-N.safetensors`, one a rank, with float32 weights and the moments of the optimizer; `state.ckpt`, what else
+Lightning keeps (loops, schedule, callbacks, data module). DeepSpeed's own files depend on the number of ranks that wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cdpo_lightning import ranks
+from cdpo_lightning.errors import StorageError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+_STATE = "state.ckpt"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether this is such a folder; it gets its name last, so it is whole if it is there."""
+    return (folder / _STATE).is_file()
+
+
+def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
+    """This rank's share of the parameters and moments, gathered one by one, and on the first rank all the rest."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    own: dict[str, Tensor] = {}
+    for number, (name, parameter) in enumerate(_trained(engine)):
+        values = {name: safe_get_full_fp32_param(parameter)}
+        if _has_moments(engine):
+            values |= {f"{name}/{key}": safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
+        if number % ranks.count() == ranks.number():
+            own |= {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in values.items()}
+    save_file(own, folder / f"shard-{ranks.number()}.safetensors")
+    if ranks.first():
+        torch.save(state, folder / _STATE)
+
+
+def read(folder: Path, engine: Any) -> dict[str, Any]:
+    """Puts parameters and moments back, whatever the number of ranks; all the rest as it was given to `write`.
+
+    Raises:
+        StorageError: a parameter is missing.
+    """
+    state: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+    where = {key: file for file in sorted(folder.glob("shard-*.safetensors")) for key in _keys(file)}
+    steps = int(state["optimizer_step"])
+    if steps:
+        _make_moments(engine, steps)
+    for name, parameter in _trained(engine):
+        keys = {name: None} | ({f"{name}/{key}": key for key in _MOMENTS} if steps else {})
+        for key, moment in keys.items():
+            if key not in where:
+                raise StorageError(f"{folder}: has no {key}; remove it and add resume=true: its stage begins anew")
+            _set(parameter, _read(where[key], key).to(parameter.device), moment)
+    return state
+
+
+def _set(parameter: Any, value: Tensor, moment: str | None) -> None:
+    """Puts this rank's part of `value` into the optimizer, and of weights also where the model computes with them."""
+    from deepspeed import utils
+
+    if not hasattr(parameter, "ds_id"):  # ZeRO-1 and 2
+        if moment is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+            parameter.data.copy_(value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+        return
+    size = parameter.ds_tensor.ds_numel  # the last ranks' parts are padded: DeepSpeed's own setter of whole values fails there
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * ranks.count() - value.numel()))
+    own = padded.narrow(0, size * ranks.number(), size)
+    if moment is None:
+        utils.safe_set_local_fp32_param(parameter, own)
+        parameter.ds_tensor.data.copy_(own)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, own, moment)
+
+
+def optimizer_step(engine: Any) -> int:
+    """Steps that the optimizer has taken."""
+    states = engine.optimizer.optimizer.state.values()
+    return max((int(state["step"]) for state in states if "step" in state), default=0)
+
+
+def _trained(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+
+
+def _has_moments(engine: Any) -> bool:
+    return optimizer_step(engine) > 0
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, "pt") as reader:
+        return list(reader.keys())
+
+
+def _read(file: Path, key: str) -> Tensor:
+    with safe_open(file, "pt") as reader:
+        return reader.get_tensor(key)
+
+
+def _make_moments(engine: Any, steps: int) -> None:
+    """The optimizer's state as after so many steps, empty: it comes into being with the first step otherwise."""
+    sharded = engine.optimizer
+    for group in sharded.optimizer.param_groups:
+        for flat in group["params"]:
+            _fill(sharded.optimizer.state[flat], flat, steps)
+    for flat in getattr(sharded, "fp32_partitioned_groups_flat", []):  # ZeRO-3 puts one of these at a time into the groups
+        _fill(sharded.optimizer.state[flat], flat, steps)
+    if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):
+        sharded._lazy_init_hp_params_optimizer_state()
+
+
+def _fill(state: dict[str, Any], flat: Tensor, steps: int) -> None:
+    state["step"] = torch.tensor(float(steps))
+    for key in _MOMENTS:
+        state[key] = torch.zeros_like(flat, requires_grad=False)

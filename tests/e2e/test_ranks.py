@@ -1,0 +1,176 @@
+"""Runs of several ranks, on the CPU: they compute what one process computes, survive being killed, and fail as one."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.slow
+
+# 136 pairs in batches of 7: 20 steps an epoch, the last batch a partial one, and two dual rounds.
+FORTY = [
+    "dataset.prompts=8", "dataset.responses=16", "dataset.pairs_per_prompt=17", "dataset.demonstrations_per_prompt=8",
+    "dataset.scores=oracle", "model.architecture.hidden_size=32", "policy.epochs=2", "policy.batch_size=7",
+    "policy.pairs_per_row=1", "policy.refresh=0", "policy.lr=1e-3", "constraint.samples_per_prompt=8", "constraint.c_limit=-0.3",
+    "evaluation.samples_per_prompt=4", "method.baselines=[]", "trainer.num_threads=1", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+EVERY_STAGE = "stages=[sft,reward,cost,policy,evaluate]"
+POLICY_ONLY = "stages=[policy]"
+ZERO = ["trainer=deepspeed_cpu", "trainer.strategy=deepspeed_zero{}"]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    places = [f"run_dir={folder / 'run'}", f"artifacts_dir={folder / 'store'}"]
+    command = [sys.executable, str(ROOT / "run.py"), *FORTY, *places, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Its screen, if it ends well."""
+    screen, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return screen
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "run/history.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder: Path, name: str) -> torch.Tensor:
+    return torch.tensor([float(row[name]) for row in history(folder) if row.get(name)], dtype=torch.float64)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "run/export/cdpo/model.safetensors")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in listing.read_text().split()]
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.002)
+
+
+def gone(number: int) -> bool:
+    stat = Path(f"/proc/{number}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    finish(start(folder, EVERY_STAGE))
+    assert len(column(folder, "loss")) >= 40
+    return folder
+
+
+@pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_compute_what_one_process_computes(one: Path, tmp_path: Path, how: str) -> None:
+    """Loss to 1e-4, lambda to 1e-6, label flips exactly; every stage runs, and both write one set of files."""
+    options = ["trainer.devices=2", "trainer.strategy=ddp"] if how == "ddp" else [o.format(how[-1]) for o in ZERO]
+    screen = finish(start(tmp_path, EVERY_STAGE, *options))
+    assert screen.count("round 02") == 1
+    place = ("stage", "who", "epoch", "step", "round")
+    assert [[row[k] for k in place] for row in history(tmp_path)] == [[row[k] for k in place] for row in history(one)]
+    assert (column(tmp_path, "loss") - column(one, "loss")).abs().max() < 1e-4
+    for name in ("dual/lambda", "dual/lambda_next"):
+        assert (column(tmp_path, name) - column(one, name)).abs().max() < 1e-6
+    assert column(tmp_path, "dual/lambda_next").max() > 0.1, "lambda has moved"
+    assert column(tmp_path, "dual/label_flips").equal(column(one, "dual/label_flips"))
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-4)
+    samples = [json.loads(line)["response"] for line in (one / "run/samples.jsonl").open(encoding="utf-8")]
+    assert [json.loads(line)["response"] for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")] == samples
+
+
+def test_accumulated_batches_are_stepped_alike(tmp_path: Path) -> None:
+    """20 batches, three at a time: the last step of an epoch is of two. DeepSpeed by itself would wait for the next epoch."""
+    options = [POLICY_ONLY, "trainer.accumulate_grad_batches=3"]
+    finish(start(tmp_path / "one", *options))
+    finish(start(tmp_path / "two", *options, *[o.format(2) for o in ZERO]))
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_killed_at_random_and_resumed_on_other_numbers_of_ranks(tmp_path: Path, stage: int) -> None:
+    """Two ranks, killed; one rank, killed; two ranks to the end: no step lost or repeated, the same lambda and weights."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = [POLICY_ONLY, *[o.format(stage) for o in ZERO], "trainer.checkpoint_every_n_steps=3", "trainer.keep_checkpoints=2"]
+    finish(start(whole, *options))
+    rng = random.Random(os.urandom(8))
+    last = killed / "run/checkpoints/cdpo/last.ckpt"
+    delays = []
+    for ranks in (2, 1):
+        begun = ["resume=true"] if delays else []
+        before = last.stat().st_mtime_ns if delays else 0
+        process = start(killed, *options, *begun, f"trainer.devices={ranks}")
+        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns > before):
+            time.sleep(0.002)
+        delays.append(rng.uniform(0, 0.2))
+        time.sleep(delays[-1])
+        own = children(process) if process.poll() is None else []
+        process.kill()
+        process.communicate()
+        while not all(map(gone, own)):
+            time.sleep(0.05)
+    finish(start(killed, *options, "resume=true"))
+    steps = [(row["step"], row["round"]) for row in history(killed)]
+    assert steps == [(row["step"], row["round"]) for row in history(whole)], delays
+    assert (column(killed, "dual/lambda_next") - column(whole, "dual/lambda_next")).abs().max() < 1e-6, delays
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(killed)[name], value, rtol=0, atol=1e-5)
+    assert sorted(path.name for path in last.parent.glob("*.ckpt")) == ["last-1.ckpt", "last.ckpt"]
+
+
+def test_a_rank_that_dies_ends_the_run_with_one_message_and_leaves_no_orphan(tmp_path: Path) -> None:
+    process = start(tmp_path, POLICY_ONLY, "trainer.devices=2", "policy.epochs=500")
+    wait_for(process, tmp_path / "run/checkpoints/cdpo/last.ckpt")
+    first, second = children(process)
+    began = time.monotonic()
+    os.kill(second, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert time.monotonic() - began < 60
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: rank 1 of 2 was killed by SIGKILL (out of memory?), the others were ended")
+    assert "Traceback" not in errors
+    assert gone(first)
+    assert gone(second)
+
+
+def test_an_error_on_the_ranks_is_told_once(tmp_path: Path) -> None:
+    process = start(tmp_path, POLICY_ONLY, "trainer.devices=2", "policy.lr=1e30")
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.count("error:") == 1
+    assert "expected a finite number; lower policy.lr" in errors
+    assert "Traceback" not in errors
+
+
+def test_sigterm_to_the_ranks_writes_a_whole_checkpoint_and_exits_130(tmp_path: Path) -> None:
+    process = start(tmp_path, POLICY_ONLY, "trainer.devices=2", "policy.epochs=500")
+    wait_for(process, tmp_path / "run/checkpoints/cdpo/last.ckpt")
+    own = children(process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted: the same command with resume=true")
+    assert all(map(gone, own))
+    state = torch.load(tmp_path / "run/checkpoints/cdpo/last.ckpt", weights_only=True)
+    assert state["global_step"] == int(history(tmp_path)[-1]["step"])

@@ -1,0 +1,90 @@
+"""The work of a batch, a list of texts and a step is split without loss, whatever the number of ranks."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdpo_lightning import ranks
+from cdpo_lightning.data.packing import pack
+from cdpo_lightning.errors import ConfigError, NumericsError
+from cdpo_lightning.maths.score_losses import cost_model_loss
+
+
+def as_rank(patch: pytest.MonkeyPatch, number: int, count: int) -> None:
+    patch.setattr(ranks, "number", lambda: number)
+    patch.setattr(ranks, "count", lambda: count)
+
+
+@given(st.lists(st.integers(), max_size=9), st.integers(1, 5))
+def test_the_shares_are_the_whole_and_none_is_there_twice(items: list[int], count: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        shares = []
+        for number in range(count):
+            as_rank(patch, number, count)
+            shares.append(ranks.share(items))
+    assert sorted(item for share in shares for item in share) == sorted(items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.integers(1, 5))
+def test_the_average_of_the_weighted_means_is_the_mean_of_the_batch(sizes: list[int], count: int) -> None:
+    """Each item holds `size` values that are its number: the mean over all values, from the ranks' means alone."""
+    batch = list(enumerate(sizes))
+    means = []
+    with pytest.MonkeyPatch.context() as patch:
+        for number in range(count):
+            as_rank(patch, number, count)
+            own, weight = ranks.part(batch, lambda item: item[1])
+            assert own, "every rank has something to run, or the exchange of gradients would hang"
+            means.append(weight * sum(i * n for i, n in own) / sum(n for _, n in own))
+    expected = sum(i * n for i, n in batch) / sum(sizes)
+    assert sum(means) / count == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_loss_of_a_cost_batch_is_the_average_over_the_ranks(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Pairs and signs are averaged over different numbers; four examples, of which one has no pair and one no sign."""
+    from cdpo_lightning.data.corpus import ScoreExample
+    from cdpo_lightning.stages.scorers import _collate_scores
+
+    examples = [
+        ScoreExample("p", ("a", "b"), 0, (1, -1)),
+        ScoreExample("p", ("c",), None, (-1,)),
+        ScoreExample("p", ("d", "e"), 1, (0, 0)),
+        ScoreExample("p", ("f", "g"), 1, (1, 1)),
+    ]
+    value = dict(zip("abcdefg", (0.3, -1.0, 2.0, 0.1, -0.4, 1.5, 0.7), strict=True))
+    rows = [(e, [[ord(text)] for text in e.responses]) for e in examples]
+
+    def loss(batch) -> float:
+        score = torch.tensor([value[chr(i)] for i in batch.input_ids[:, 0].tolist()], dtype=torch.float64)
+        return float(cost_model_loss(score, batch.pairs, batch.sign, batch.pair_weight, batch.sign_weight))
+
+    whole = loss(_collate_scores(rows))
+    parts = []
+    for number in range(count):
+        as_rank(monkeypatch, number, count)
+        parts.append(loss(_collate_scores(rows)))
+    assert sum(parts) / count == pytest.approx(whole, rel=1e-12)
+
+
+def test_one_process_works_on_the_items_themselves() -> None:
+    assert ranks.spread([3, 1, 2], lambda own: [10 * i for i in own]) == [30, 10, 20]
+    assert ranks.part([1, 2], lambda _: 1) == ([1, 2], 1.0)
+    assert ranks.agreed("x") == "x"
+    assert ranks.any_of(True)
+    assert pack([((1,), [(2,)])]).responses == 1
+
+
+def test_what_the_ranks_disagree_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value + 1e-9])
+    with pytest.raises(NumericsError, match=r"lambda differs between ranks \(rank 0: 0\.5, rank 1: 0\.500"):
+        ranks.require_equal("lambda", 0.5)
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match=r"trainer\.devices \* trainer\.num_nodes = 8, but WORLD_SIZE=4"), ranks.joined(8, False):
+        pass
