@@ -3,13 +3,25 @@
 import errno
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from cdpo_lightning.artifacts import Ledger, Store, StoreWarning, digest, whole_file, write_json
+from cdpo_lightning.artifacts import (
+    Ledger,
+    Store,
+    StoreWarning,
+    digest,
+    grow_older,
+    newest,
+    prune,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from cdpo_lightning.errors import StorageError
 
 MADE_OF = {"scorer": "abc", "rows": "def", "precision": "32-true"}
@@ -192,3 +204,38 @@ def test_a_resumed_run_reports_what_an_uninterrupted_one_does(tmp_path):
     ledger.record("x", "n", 2)
     assert ledger.total("n") == 2
     assert Ledger(tmp_path / "ledger.json", resume=False).total("n") == 0, "a run of its own begins at zero"
+
+
+def test_versions_grow_older_and_the_oldest_go(tmp_path):
+    path = tmp_path / "last.ckpt"
+    assert newest(path) is None
+    for number in range(4):
+        grow_older(path)
+        assert newest(path) == (tmp_path / "last-1.ckpt" if number else None), "while the new one is not there, the one before is"
+        path.write_text(str(number))
+        assert newest(path) == path
+        prune(path, 3)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "last.ckpt": "3", "last-1.ckpt": "2", "last-2.ckpt": "1",
+    }  # fmt: skip
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "last.ckpt"
+    with whole_folder(path) as temporary:
+        (temporary / "shard").write_text("first")
+        assert not path.exists()
+    with pytest.raises(FileNotFoundError), whole_folder(path) as temporary:
+        shutil.copy(temporary / "not there", temporary / "shard")
+    assert files(tmp_path) == {"last.ckpt/shard"}
+    with whole_folder(path) as temporary:
+        (temporary / "shard").write_text("second")
+    assert (path / "shard").read_text() == "second"
+    assert (tmp_path / "last-1.ckpt" / "shard").read_text() == "first"
+
+
+def test_the_store_says_what_it_holds_without_reading_it(store):
+    assert not store.holds("reward_scores", MADE_OF)
+    get(store)
+    assert store.holds("reward_scores", MADE_OF)
+    assert not store.holds("cost_scores", MADE_OF)

@@ -49,7 +49,7 @@ class ModelConfig:
         require(value >= 0, key, value, "0 (everything) or more")
         require(self.lora_rank >= 0, "model.lora_rank", self.lora_rank, "0 (no adapters) or more")
         require(self.lora_alpha > 0, "model.lora_alpha", self.lora_alpha, "more than 0")
-        both = self.lora_rank and self.trainable_layers
+        both = bool(self.lora_rank and self.trainable_layers)
         require(not both, "model.lora_rank", self.lora_rank, "0 with model.trainable_layers: adapters or layers are trained")
         require(self.scorer_layers >= 0, "model.scorer_layers", self.scorer_layers, "0 (all) or more")
 

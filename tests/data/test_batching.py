@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdpo_lightning.data.batching import LengthBuckets, sorted_batches
+from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader, sorted_batches
 
 LENGTHS = [(37 * i) % 101 for i in range(500)]
 
@@ -64,3 +64,25 @@ def test_sorted_batches_are_longest_first(batch_size):
     assert flat == sorted(LENGTHS, reverse=True)
     assert sorted(i for batch in found for i in batch) == list(range(500))
     assert {len(b) for b in found[:-1]} <= {batch_size}
+
+
+def loader():
+    return ResumableLoader(list(range(len(LENGTHS))), LengthBuckets(LENGTHS, 8, 3, 4), list)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 62])
+def test_a_loader_goes_on_where_another_was_cut_short(taken):
+    whole, first, second = list(loader()), loader(), loader()
+    begun = iter(first)
+    head = [next(begun) for _ in range(taken)]
+    second.load_state_dict(first.state_dict())
+    assert head + list(second) == whole
+    assert len(second) == len(whole), "the length is that of the epoch, not of what is left of it"
+    assert second.state_dict() == {"batches": len(whole)}
+
+
+def test_a_loader_that_was_resumed_begins_at_the_beginning_the_next_time():
+    resumed = loader()
+    resumed.load_state_dict({"batches": 5})
+    assert len(list(resumed)) == 58
+    assert list(resumed) == list(loader())

@@ -255,12 +255,10 @@ def test_the_check_finds_a_folder_sound_and_leaves_nothing(place: Place, capsys:
 
 @pytest.mark.parametrize(
     "overrides",
-    [["model.max_prompt_tokens=30"], ["model.path=/nowhere"], ["dataset.demonstrations=''"], ["trainer=gpu"], ["resume=true"],
+    [["model.max_prompt_tokens=30"], ["model.path=/nowhere"], ["dataset.demonstrations=''"], ["resume=true"],
      ["trainer.strategy=nope"]],
 )  # fmt: skip
 def test_the_check_finds_what_a_run_would_find(place: Place, overrides: list[str]) -> None:
-    if overrides == ["trainer=gpu"] and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     with pytest.raises(CDPOError):
         check(place.config("mode=check", *overrides))
     assert not (place.folder / "run").exists()

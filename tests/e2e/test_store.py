@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cdpo_lightning.artifacts import StoreWarning
+from cdpo_lightning.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.pipeline import run
-from cdpo_lightning.training import EveryEpoch
 
 Configure = Callable[..., RunConfig]
 VARYING = ("run/", "speed/", "store/")
@@ -75,15 +75,15 @@ def test_no_space_for_a_checkpoint_is_one_error_and_the_last_one_stays(
     config = replace(again(filled[0]), sft=replace(filled[0].sft, lr=1e-3, epochs=3))
     folder, sizes = Path(config.run_dir), []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    written = EveryEpoch.on_train_epoch_end
+    written = Checkpoints.on_train_epoch_end
 
-    def then_fill_the_disk(callback: EveryEpoch, trainer: object, module: object) -> None:
+    def then_fill_the_disk(callback: Checkpoints, trainer: object, module: object) -> None:
         written(callback, trainer, module)
         sizes.append((folder / "checkpoints/sft/last.ckpt").stat().st_size)
         resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] // 2, hard))
 
     with monkeypatch.context() as patched, largest_file(soft):
-        patched.setattr(EveryEpoch, "on_train_epoch_end", then_fill_the_disk)
+        patched.setattr(Checkpoints, "on_train_epoch_end", then_fill_the_disk)
         with pytest.raises(StorageError, match=r"last\.ckpt: cannot be written \(File too large\); free some space"):
             run(config)
     assert len(sizes) == 1
