@@ -154,7 +154,6 @@ class TrainerConfig:
     precision: str = "32-true"
     strategy: str = "auto"  # auto: one process, or ddp; deepspeed_zero1, 2, 3 shard optimizer, gradients, parameters
     offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
-    gather: str = "round"  # zero3: parameters gathered once per dual round, or layer by layer
     accumulate_grad_batches: int = 1
     checkpoint_every_n_steps: int = 0  # within an epoch; 0: after every epoch only
     keep_checkpoints: int = 1  # the newest so many of a stage
@@ -167,9 +166,10 @@ class TrainerConfig:
         choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "auto"))
         choice("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "bf16-true"))
         choice("trainer.strategy", self.strategy, ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"))
-        choice("trainer.gather", self.gather, ("round", "layer"))
         require(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
-        require(self.zero or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed")
+        require(
+            bool(self.zero) or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed"
+        )
         require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")
         require(self.num_threads >= 0, "trainer.num_threads", self.num_threads, "0 (torch decides) or more")
         accumulate = self.accumulate_grad_batches

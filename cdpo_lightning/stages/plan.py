@@ -47,8 +47,10 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
             f"           {name:<8}{weights:>9.2f}{gradients:>11.2f}{optimizer:>11.2f}{active / _GB:>13.2f}{beside / _GB:>15.2f}"
             f"{sum(parts) / _GB:>8.1f}{chosen}"
         )
-    if trainer.zero == 3 and trainer.gather == "round":
-        screen.say(f"           and {4 * shape.parameters / _GB:.2f} more while a dual round samples (trainer.gather=round)")
+    if trainer.zero == 3:
+        screen.say(
+            f"           and {4 * shape.parameters / _GB:.2f} more while a dual round samples: the parameters are gathered once for all of it"
+        )
 
 
 def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -> None:
