@@ -5,7 +5,8 @@ Among several ranks each works on its share of the texts or prompts, and all get
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,6 +22,16 @@ from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.causal_lm import numerics, response_logp
 from cdpo_lightning.models.generation import Sample, sample
 from cdpo_lightning.models.score_model import ScoreModel, pad
+
+
+@contextmanager
+def at_work(model: nn.Module, device: torch.device, park: bool) -> Iterator[nn.Module]:
+    """The model on `device`; back in the host's memory afterwards if it is to be parked there."""
+    model.to(device)
+    yield model
+    if park:
+        model.to("cpu")
+
 
 Text = tuple[str, str]  # prompt, response
 
@@ -62,6 +73,8 @@ class ModelScorer:
     batch_size: int
     precision: str
     identity: str
+    device: torch.device
+    park: bool = False  # in the host's memory while others work
     unit: float = 1.0  # raw scores that make one unit; their zero stays
 
     @torch.no_grad()
@@ -80,11 +93,11 @@ class ModelScorer:
     def _scores(self, texts: list[Text]) -> list[float]:
         """Raw scores of different texts."""
         ids = [encode_scored(*text, self.template, self.tokenizer)[-self.max_tokens :] for text in texts]
-        device = self.model.head.weight.device
         found = torch.empty(len(texts), dtype=torch.float64)
-        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-            with numerics(self.precision, device):
-                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
+        with at_work(self.model, self.device, self.park):
+            for batch in sorted_batches([len(i) for i in ids], self.batch_size):
+                with numerics(self.precision, self.device):
+                    found[batch] = self.model(*(t.to(self.device) for t in pad([ids[i] for i in batch]))).double().cpu()
         return found.tolist()
 
 
@@ -147,6 +160,13 @@ class Judge:
     batch_size: int
     sample_batch: int
     precision: str
+    device: torch.device
+    park: bool = False  # the reference waits in the host's memory
+
+    def reference_logp(self, rows: Sequence[Row]) -> Tensor:
+        """log pi_ref of all responses of the rows, nats, float64."""
+        with at_work(self.reference, self.device, self.park) as reference:
+            return logp_of(reference, rows, self.batch_size, self.precision)
 
     def measure(self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int) -> Measurement:
         """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats."""
@@ -179,6 +199,6 @@ class Judge:
         """log pi_ref of each sample; equal samples are run once."""
         unique = list(dict.fromkeys((s.prompt, s.tokens) for s in samples))
         rows = [(prompts[prompt], [tokens]) for prompt, tokens in unique]
-        found = logp_of(self.reference, rows, self.batch_size, self.precision)
+        found = self.reference_logp(rows)
         number = {key: i for i, key in enumerate(unique)}
         return found[[number[s.prompt, s.tokens] for s in samples]]

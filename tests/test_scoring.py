@@ -38,7 +38,16 @@ def language_model(seed=0):
 def scorer():
     model = from_causal_lm(language_model(), 0, 0).eval()
     torch.nn.init.normal_(model.head.weight)
-    return ModelScorer(model.requires_grad_(False), TOKENIZER, "plain", 64, batch_size=2, precision="32-true", identity="cost:abc")
+    return ModelScorer(
+        model.requires_grad_(False),
+        TOKENIZER,
+        "plain",
+        64,
+        batch_size=2,
+        precision="32-true",
+        identity="cost:abc",
+        device=torch.device("cpu"),
+    )
 
 
 def rows_run(model, function):
@@ -118,7 +127,7 @@ def test_logp_of_keeps_the_order_of_the_rows(batch_size):
 @pytest.fixture
 def judge():
     reward, cost = (OracleScorer(WORLD, which, str(which)) for which in (0, 1))
-    return Judge(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true")
+    return Judge(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true", torch.device("cpu"))
 
 
 def test_a_measurement_hangs_together(judge):

@@ -153,6 +153,7 @@ class TrainerConfig:
     num_nodes: int = 1
     precision: str = "32-true"
     strategy: str = "auto"  # auto: one process, or ddp; deepspeed_zero1, 2, 3 shard optimizer, gradients, parameters
+    park: bool = False  # reference, score models and trained policies wait in the host's memory, and come one at a time
     offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
     accumulate_grad_batches: int = 1
     checkpoint_every_n_steps: int = 0  # within an epoch; 0: after every epoch only

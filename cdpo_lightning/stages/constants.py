@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdpo_lightning.artifacts import digest
 from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_table import PairTable, draws
-from cdpo_lightning.scoring import ModelScorer, Scorer, Text, logp_of
+from cdpo_lightning.scoring import Judge, ModelScorer, Scorer, Text
 from cdpo_lightning.stages.bench import Bench
 
 
@@ -24,15 +24,14 @@ def stored_scores(bench: Bench, kind: str, scorer: Scorer, texts: Sequence[Text]
     return found.tensors["score"]
 
 
-def stored_reference_logp(bench: Bench, reference: nn.Module, identity: str, rows: list[Row]) -> Tensor:
+def stored_reference_logp(bench: Bench, judge: Judge, identity: str, rows: list[Row]) -> Tensor:
     """log pi_ref of the rows' responses, nats, float64, run only if the store has them not."""
-    trainer = bench.config.trainer
     count = sum(len(responses) for _, responses in rows)
-    made_of = {"reference": identity, "rows": digest(rows), "precision": trainer.precision}
+    made_of = {"reference": identity, "rows": digest(rows), "precision": bench.config.trainer.precision}
     found = bench.store.get(
         "reference_logp",
         made_of,
-        lambda: ({"logp": logp_of(reference, rows, trainer.inference_batch, trainer.precision)}, {}),
+        lambda: ({"logp": judge.reference_logp(rows)}, {}),
         ("store/reference_forwards", count),
     )
     return found.tensors["logp"]

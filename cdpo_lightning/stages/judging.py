@@ -12,6 +12,7 @@ from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.console import Screen
 from cdpo_lightning.evaluation import Metrics, policy_metrics, sample_rows, write_jsonl
 from cdpo_lightning.exact import ExactProblem, all_rows, all_texts
+from cdpo_lightning.scoring import at_work
 from cdpo_lightning.stages.prepare import Prepared, constants_from
 
 
@@ -26,7 +27,8 @@ def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen
     rows: list[dict[str, object]] = []
     with screen.stage("evaluate") as done:
         for who, policy in {"reference": prepared.reference, **policies}.items():
-            measured = prepared.judge.measure(policy, prompts, config.evaluation.samples_per_prompt, config.seed + 7_000_003)
+            with at_work(policy, prepared.judge.device, prepared.judge.park):
+                measured = prepared.judge.measure(policy, prompts, config.evaluation.samples_per_prompt, config.seed + 7_000_003)
             names = [who, "sft"] if who == "reference" and "sft" in config.stages else [who]
             for name in names:
                 metrics |= policy_metrics(name, measured, config.constraint.c_limit)

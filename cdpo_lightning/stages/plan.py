@@ -31,7 +31,7 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
     trainer = config.trainer
     tokens = _tokens(config)
     active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
-    beside = 4 * shape.parameters * 3  # reference, reward and cost model, each whole on every rank
+    beside = 4 * shape.parameters * (1 if trainer.park else 3)  # reference, reward and cost model, each whole on every rank
     screen.say(
         f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
         f"GB on each of {trainer.processes} ranks, estimated, {tokens:,} tokens a batch at full length"
@@ -48,9 +48,8 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
             f"{sum(parts) / _GB:>8.1f}{chosen}"
         )
     if trainer.zero == 3:
-        screen.say(
-            f"           and {4 * shape.parameters / _GB:.2f} more while a dual round samples: the parameters are gathered once for all of it"
-        )
+        more = 4 * shape.parameters / _GB
+        screen.say(f"           and {more:.2f} more while a dual round samples: the parameters are gathered once for all of it")
 
 
 def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -> None:

@@ -18,7 +18,7 @@ from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.maths.dual import effective_sample_size, one_shot_lambda
 from cdpo_lightning.maths.preference import lagrangian_reward
 from cdpo_lightning.modules.policy import PolicyModule
-from cdpo_lightning.scoring import Measurement
+from cdpo_lightning.scoring import Measurement, at_work
 from cdpo_lightning.stages.bench import trainable
 from cdpo_lightning.stages.prepare import Prepared
 from cdpo_lightning.training import Stage, make_logger
@@ -36,7 +36,9 @@ def constraint_of(config: RunConfig, who: str) -> ConstraintConfig:
 def reference_samples(prepared: Prepared, per_prompt: int) -> Measurement:
     """Samples of the reference for all prompts, for `one_shot` and the anchor."""
     seed = prepared.bench.config.seed * 100_003
-    return prepared.judge.measure(prepared.reference, prepared.prompts, per_prompt, seed)
+    judge = prepared.judge
+    with at_work(prepared.reference, judge.device, judge.park) as reference:
+        return judge.measure(reference, prepared.prompts, per_prompt, seed)
 
 
 def start_lambda(prepared: Prepared, constraint: ConstraintConfig, screen: Screen) -> float:
@@ -108,7 +110,8 @@ def train_policy(prepared: Prepared, who: str, screen: Screen) -> tuple[nn.Modul
         part = {} if trained == sizes["model/parameters"] else {"trained parameters": trained}
         done({"lambda": data.dual.lam, "rounds": data.dual.round, **part})
     found = sizes | _dual_metrics(data, constraint, lam) | speed.metrics() if who == config.who else {}
-    return module.model.to(bench.device).eval(), found
+    resting = bench.device if bench.shares_reference else bench.resting
+    return module.model.to(resting).eval(), found
 
 
 def _count(model: nn.Module, trained: bool) -> int:

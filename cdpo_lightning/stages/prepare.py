@@ -71,6 +71,8 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
         batch_size=config.trainer.inference_batch,
         sample_batch=config.trainer.sample_batch,
         precision=config.trainer.precision,
+        device=bench.device,
+        park=config.trainer.park and not bench.shares_reference,
     )
     with screen.stage("constants") as done:
         table, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
@@ -84,6 +86,6 @@ def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:
     def constants(texts: Sequence[tuple[str, str]], rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
         reward = stored_scores(bench, "reward", judge.reward, texts)
         cost = stored_scores(bench, "cost", judge.cost, texts)
-        return reward, cost, stored_reference_logp(bench, judge.reference, identity, rows)
+        return reward, cost, stored_reference_logp(bench, judge, identity, rows)
 
     return constants

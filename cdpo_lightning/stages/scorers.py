@@ -79,10 +79,12 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
 
 
 def _as_scorer(bench: Bench, kind: str, model: ScoreModel, identity: str, unit: float) -> ModelScorer:
-    return _scorer(bench.config, kind, model, bench.tokenizer, identity, unit)
+    return _scorer(bench.config, kind, model, bench.tokenizer, identity, unit, bench.device)
 
 
-def _scorer(config: RunConfig, kind: str, model: ScoreModel, tokenizer: Any, identity: str, unit: float) -> ModelScorer:
+def _scorer(
+    config: RunConfig, kind: str, model: ScoreModel, tokenizer: Any, identity: str, unit: float, device: torch.device
+) -> ModelScorer:
     own: ScorerConfig = getattr(config, kind)
     return ModelScorer(
         model=model,
@@ -92,6 +94,8 @@ def _scorer(config: RunConfig, kind: str, model: ScoreModel, tokenizer: Any, ide
         batch_size=config.trainer.inference_batch,
         precision=config.trainer.precision,
         identity=identity,
+        device=device,
+        park=config.trainer.park,
         unit=unit,
     )
 
@@ -111,7 +115,7 @@ def make_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, 
 def published_scorer(config: RunConfig, kind: str, device: torch.device) -> ModelScorer:
     """The score model of `reward.path` or `cost.path`, with its own tokenizer."""
     own: ScorerConfig = getattr(config, kind)
-    model, tokenizer = load_score_model(own, device)
+    model, tokenizer = load_score_model(own, torch.device("cpu") if config.trainer.park else device)
     template = own.template or config.model.template
     read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, own.max_tokens)
-    return _scorer(config, kind, model, tokenizer, f"{kind}:{digest(*read)}", 1.0)
+    return _scorer(config, kind, model, tokenizer, f"{kind}:{digest(*read)}", 1.0, device)

@@ -187,7 +187,9 @@ class Run:
         self.folder = folder
         self.reference = tiny(0, len(self.tokenizer)).requires_grad_(False)
         scorers = [OracleScorer(self.world, which, str(which)) for which in (0, 1)]
-        self.judge = Judge(*scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true")
+        self.judge = Judge(
+            *scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true", torch.device("cpu")
+        )
 
     def table(self):
         pairs = preference_pairs(self.world, self.world.prompts, 4, 0)

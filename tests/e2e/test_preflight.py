@@ -1,0 +1,100 @@
+"""The pre-flight: what it tells without a GPU, a network or weights, and what it refuses."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from cdpo_lightning.config import RunConfig
+from cdpo_lightning.errors import CDPOError, ConfigError, ModelError
+from cdpo_lightning.pipeline import check
+from cdpo_lightning.stages import preflight
+
+Configure = Callable[..., RunConfig]
+Say = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_the_plan_of_llama_on_a_machine_without_gpu_network_and_weights(
+    configuration: Configure, offline: None, capsys: Say, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    from hydra import compose, initialize_config_dir
+
+    from cdpo_lightning.config import parse
+
+    root = Path(__file__).resolve().parent.parent.parent
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        choices = ["+experiment=llama2_cdpo", "trainer=deepspeed_zero3", f"run_dir={tmp_path / 'run'}"]
+        check(parse(compose("config", choices)))
+    said = capsys.readouterr().out
+    for what in ("hardware", "data", "tokenizer", "cost sign"):
+        assert re.search(rf"^{what} +not checked: ", said, re.MULTILINE), what
+    assert "6.74 billion parameters, 100% trained; GB on each of 8 ranks" in said
+    table = {name: [float(x) for x in re.findall(r"[\d.]+", rest)] for name, rest in re.findall(r"^ {11}(\w+) (.*)$", said, re.M)}
+    assert table["ddp"][:3] == [26.95, 53.91, 53.91]
+    assert table["zero3"][0] == pytest.approx(26.95 / 8, abs=0.01)
+    assert "<- trainer" in next(line for line in said.splitlines() if "zero3 " in line)
+    assert re.search(r"^stage +policy +.*4 dual rounds", said, re.MULTILINE)
+    assert said.splitlines()[-1] == "nothing was trained (mode=check)"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_step_0_is_ln_2_and_the_store_is_looked_into(configure: Configure, capsys: Say) -> None:
+    config = configure("mode=check", "dataset.scores=learned")
+    check(config)
+    said = capsys.readouterr().out
+    assert "loss 0.6931, ln 2 = 0.6931" in said
+    assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", said, re.MULTILINE)
+    assert re.search(r"^stage +sft +12 epochs of \d+ examples, about \d+ steps; (not in the store|the store has it)$", said, re.M)
+
+
+def test_a_log_probability_that_does_not_fit_is_found(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = preflight.logp_of
+    monkeypatch.setattr(preflight, "logp_of", lambda *args: right(*args) + 0.5)
+    with pytest.raises(CDPOError, match=r"step 0: policy and reference differ by 0\.5"):
+        check(configure("mode=check"))
+
+
+class Fixed:
+    """A scorer that knows the harmless answers by their tone."""
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def score(self, texts: list[tuple[str, str]]) -> torch.Tensor:
+        harmless = [answer.startswith(("I ", "Please")) for _, answer in texts]
+        return self.sign * torch.tensor([-1.0 if kind else 1.0 for kind in harmless], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_cost_model_whose_sign_is_turned_is_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Say, tmp_path: Path, sign: float
+) -> None:
+    monkeypatch.setattr(preflight, "published_scorer", lambda *_: Fixed(sign))
+    config = configure("mode=check", f"cost.path={tmp_path}", "dataset.scores=oracle")
+    if sign > 0:
+        check(config)
+        assert "cost sign  harmful +1.00, harmless -1.00 on 4 anchors, 4 in order" in capsys.readouterr().out
+    else:
+        with pytest.raises(ModelError, match=r"harmful anchor answers cost -1\.00, harmless ones 1\.00"):
+            check(config)
+
+
+def test_a_disk_without_room_is_told_by_a_check_and_stops_a_run(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    check(configure("mode=check"))
+    assert "TOO LITTLE for a run here" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"run_dir=.*GB are free; choose another disk"):
+        check(configure())

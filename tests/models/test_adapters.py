@@ -1,0 +1,90 @@
+"""Adapters: off, they are the base exactly; merged, they are the policy; only they are trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cdpo_lightning.config import ModelConfig
+from cdpo_lightning.data.packing import Row
+from cdpo_lightning.models import adapters
+from cdpo_lightning.models.causal_lm import build
+from cdpo_lightning.scoring import logp_of
+
+pytest.importorskip("peft", reason="the extra `lora` is not installed")
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+ROWS: list[Row] = [((3, 4, 5), [(6, 7, 1), (8, 1)]), ((9,), [(10, 11, 12, 1)])]
+CONFIG = ModelConfig(architecture=SIZES, lora_rank=4, lora_alpha=8.0)
+
+
+def logp(model: nn.Module) -> torch.Tensor:
+    return logp_of(model, ROWS, 2, "32-true")
+
+
+def trained(policy: nn.Module) -> nn.Module:
+    """As after some steps: the adapters' second matrices, which start at zero, do something."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return policy
+
+
+@pytest.fixture
+def base() -> nn.Module:
+    return build(SIZES, 20, 0, 1, 3).eval()
+
+
+def test_the_reference_is_the_base_with_adapters_off_exactly_and_shares_its_weights(base: nn.Module) -> None:
+    before = logp(base)
+    policy = adapters.with_adapters(base, CONFIG, 0)
+    assert logp(policy).equal(before), "before the first step the policy is the reference"
+    trained(policy)
+    assert (logp(policy) - before).abs().max() > 0.1
+    assert logp(base).equal(before)
+    for part in policy.modules():
+        if hasattr(part, "enable_adapters"):
+            part.enable_adapters(False)
+    assert logp(policy).equal(before)
+    mine = {p.data_ptr() for name, p in policy.named_parameters() if "lora_" not in name}
+    assert mine == {p.data_ptr() for p in base.parameters()}
+
+
+def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(base: nn.Module, tmp_path: Path) -> None:
+    policy = trained(adapters.with_adapters(base, CONFIG, 0))
+    plain = adapters.merged(policy)
+    torch.testing.assert_close(logp(plain), logp(policy), rtol=0, atol=1e-5)
+    assert [n for n, _ in plain.named_parameters()] == [n for n, _ in base.named_parameters()]
+    plain.save_pretrained(tmp_path)  # type: ignore[operator]
+    read = type(base).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    torch.testing.assert_close(logp(read), logp(policy), rtol=0, atol=1e-5)
+    assert adapters.merged(base) is base
+
+
+def test_only_the_adapters_are_trained_and_kept(base: nn.Module) -> None:
+    """Rank 4 beside 7 linear layers of 2 blocks: 4 * (inputs + outputs) each; the head and the embedding have none."""
+    policy = adapters.with_adapters(base, CONFIG, 0)
+    count = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert count == 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))
+    assert sum(p.numel() for p in adapters.learned(policy).values()) == count
+    assert set(adapters.learned(base)) == {name for name, _ in base.named_parameters()}
+
+
+def test_the_adapters_alone_are_read_by_peft(base: nn.Module, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    policy = trained(adapters.with_adapters(base, CONFIG, 0))
+    adapters.save(policy, CONFIG, tmp_path / "adapter")
+    read = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(logp(read.get_base_model()), logp(policy), rtol=0, atol=1e-6)
+
+
+def test_the_start_belongs_to_the_seed(base: nn.Module) -> None:
+    first, again, other = (adapters.learned(adapters.with_adapters(base, CONFIG, seed)) for seed in (1, 1, 2))
+    assert all(first[name].equal(again[name]) for name in first)
+    assert any(not first[name].equal(other[name]) for name in first)
