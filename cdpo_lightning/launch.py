@@ -18,13 +18,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from omegaconf import OmegaConf
-
 from cdpo_lightning import pipeline, ranks
-from cdpo_lightning.config import RunConfig, parse, to_yaml
+from cdpo_lightning.config import RunConfig, parse
 from cdpo_lightning.errors import CDPOError, ConfigError, RankError
 from cdpo_lightning.evaluation import Metrics
 
@@ -49,7 +48,7 @@ def run(config: RunConfig) -> Metrics:
 
 
 def _watched(config: RunConfig, folder: Path) -> Metrics:
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(asdict(config)), encoding="utf-8")
     processes = _start(config.trainer.processes, folder)
     with _passed_on(processes):
         _wait(processes, folder)
@@ -173,7 +172,7 @@ def main() -> int:
 
     sys.excepthook = crashed
     try:
-        metrics = pipeline.run(parse(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+        metrics = pipeline.run(parse(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     except CDPOError as error:
         _tell(folder, True, str(error))
         os._exit(_REFUSED)

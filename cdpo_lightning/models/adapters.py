@@ -52,8 +52,8 @@ def are_in(model: nn.Module) -> bool:
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that tell the policy from its reference: the adapters', or all of a model without any; tied ones once."""
-    own = {name: p for name, p in model.named_parameters() if _MARK in name}
-    return own or dict(model.named_parameters())
+    every: dict[str, Tensor] = dict(model.named_parameters())
+    return {name: value for name, value in every.items() if _MARK in name} or every
 
 
 def merged(model: nn.Module) -> nn.Module:
