@@ -65,7 +65,7 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
             bench = Bench(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
             _rows(bench, screen)
             _step_0(bench, screen)
-    _or_note(screen, "cost sign", [config.cost.path], lambda: _cost_sign(config, screen))
+    _cost_sign(config, screen)
     shape = memory.shape_of(config.model, len(tokenizer) if tokenizer is not None else None)
     if shape is None:
         screen.say("memory     not checked: neither the model's description nor model.architecture.vocab_size is known here")
@@ -177,9 +177,14 @@ def _cost_sign(config: RunConfig, screen: Screen) -> None:
     if not path:
         screen.say("cost sign  trained in this run, on labels with unsafe = +1")
         return
+    if _is_hub_name(path):
+        screen.say(f"cost sign  not checked: cost.path={path} is on the hub, and a check fetches no weights")
+        return
     files = sum(file.stat().st_size for file in Path(path).expanduser().glob("*") if file.is_file())
-    if files > _LARGEST and config.trainer.accelerator == "cpu":
-        screen.say(f"cost sign  not checked: the weights of cost.path={path} are {files / _GB:.0f} GB")
+    if files > _LARGEST:
+        screen.say(
+            f"cost sign  not checked: the weights of cost.path={path} are {files / _GB:.0f} GB, a check loads {_LARGEST / _GB:.0f}"
+        )
         return
     scorer: Scorer = published_scorer(config, "cost", torch.device("cpu"))
     harmful, harmless = (scorer.score([(prompt, answers[i]) for prompt, *answers in _ANCHORS]) for i in (0, 1))

@@ -34,13 +34,14 @@ def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
     own: dict[str, Tensor] = {}
     for number, (name, parameter) in enumerate(_trained(engine)):
         values = {name: safe_get_full_fp32_param(parameter)}
-        if _has_moments(engine):
+        if _steps(engine):
             values |= {f"{name}/{key}": safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
         if number % ranks.count() == ranks.number():
             own |= {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in values.items()}
     save_file(own, folder / f"shard-{ranks.number()}.safetensors")
     if ranks.first():
-        torch.save(state, folder / _STATE)
+        progress = {"optimizer_step": _steps(engine), "lr": [group["lr"] for group in engine.optimizer.param_groups]}
+        torch.save({**state, **progress}, folder / _STATE)
 
 
 def read(folder: Path, engine: Any) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def read(folder: Path, engine: Any) -> dict[str, Any]:
     """
     state: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     where = {key: file for file in sorted(folder.glob("shard-*.safetensors")) for key in _keys(file)}
+    for group, lr in zip(engine.optimizer.param_groups, state["lr"], strict=True):
+        group["lr"] = lr  # the schedule sets it after its next step only
     steps = int(state["optimizer_step"])
     if steps:
         _make_moments(engine, steps)
@@ -84,7 +87,7 @@ def _set(parameter: Any, value: Tensor, moment: str | None) -> None:
         utils.safe_set_local_optimizer_state(parameter, own, moment)
 
 
-def optimizer_step(engine: Any) -> int:
+def _steps(engine: Any) -> int:
     """Steps that the optimizer has taken."""
     states = engine.optimizer.optimizer.state.values()
     return max((int(state["step"]) for state in states if "step" in state), default=0)
@@ -92,10 +95,6 @@ def optimizer_step(engine: Any) -> int:
 
 def _trained(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
-
-
-def _has_moments(engine: Any) -> bool:
-    return optimizer_step(engine) > 0
 
 
 def _keys(file: Path) -> list[str]:
@@ -111,10 +110,9 @@ def _read(file: Path, key: str) -> Tensor:
 def _make_moments(engine: Any, steps: int) -> None:
     """The optimizer's state as after so many steps, empty: it comes into being with the first step otherwise."""
     sharded = engine.optimizer
-    for group in sharded.optimizer.param_groups:
-        for flat in group["params"]:
-            _fill(sharded.optimizer.state[flat], flat, steps)
-    for flat in getattr(sharded, "fp32_partitioned_groups_flat", []):  # ZeRO-3 puts one of these at a time into the groups
+    # ZeRO-3 puts one of its partitions at a time into the groups.
+    grouped = [flat for group in sharded.optimizer.param_groups for flat in group["params"]]
+    for flat in getattr(sharded, "fp32_partitioned_groups_flat", grouped):
         _fill(sharded.optimizer.state[flat], flat, steps)
     if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):
         sharded._lazy_init_hp_params_optimizer_state()

@@ -147,9 +147,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """A folder of shards, there whole or not at all."""
-        state = {**checkpoint, "optimizer_step": sharded.optimizer_step(self.deepspeed_engine)}
         with whole_folder(Path(filepath)) as temporary:
-            sharded.write(temporary, self.deepspeed_engine, state)
+            sharded.write(temporary, self.deepspeed_engine, checkpoint)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads what any number of ranks has written."""
