@@ -131,6 +131,6 @@ def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path
     found = {}
     for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
         if stage == "sft" or (_is_learned(corpus) and not getattr(config, stage).path):
-            there = store.holds(stage, made_of(bench, base, getattr(config, stage), data))  # type: ignore[arg-type]
+            there = store.holds(stage, made_of(bench, base, getattr(config, stage), data))
             found[stage] = "; the store has it" if there else "; not in the store"
     return found
