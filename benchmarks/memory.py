@@ -1,0 +1,82 @@
+"""The pre-flight's estimate of memory against the measured peak of a rank: three sizes, two stages of ZeRO, two ranks on the CPU.
+
+    python benchmarks/memory.py            prints a table in Markdown
+
+The peak is that of the process. What a process takes without a model of any size is that of a run with a tiny one, and is taken off
+both: compared are the differences. One dual round is part of the run, so ZeRO-3 gathers the model once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from cdpo_lightning.config import ModelConfig, TrainerConfig
+from cdpo_lightning.models.memory import activations, per_rank, shape_of
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 124  # words of the closed-form world
+ROWS, PAIRS = 8, 2  # rows of a batch, pairs in a row
+FIXED = [
+    "dataset.prompts=8", "dataset.responses=16", "dataset.pairs_per_prompt=4", "dataset.scores=oracle", "policy.epochs=1",
+    f"policy.batch_size={ROWS * PAIRS}", f"policy.pairs_per_row={PAIRS}", "policy.refresh=0", "constraint.samples_per_prompt=2",
+    "method.baselines=[]", "stages=[policy]", "trainer=deepspeed_cpu", "trainer.num_threads=1",
+]  # fmt: skip
+SIZES = (256, 384, 512)  # hidden size, eight layers
+
+
+def architecture(hidden: int) -> dict[str, int]:
+    """The sizes of one of the models."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+    }
+
+
+def measured(hidden: int, stage: int) -> float:
+    """Peak of the fullest rank, bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [f"model.architecture.{name}={size}" for name, size in architecture(hidden).items()]
+        places = [f"run_dir={folder}/run", f"artifacts_dir={folder}/store", f"trainer.strategy=deepspeed_zero{stage}"]
+        command = [sys.executable, str(ROOT / "run.py"), *FIXED, *sizes, *places]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+        metrics = json.loads((Path(folder) / "run/metrics.json").read_text(encoding="utf-8"))
+    return float(metrics["speed/peak_memory_gb"]) * 1e9
+
+
+def estimated(hidden: int, stage: int) -> float:
+    """The same from the shape: what is trained, the reference, and the whole model once more while it is sampled from."""
+    shape = shape_of(ModelConfig(architecture=architecture(hidden)), VOCABULARY)
+    assert shape is not None
+    trainer = replace(TrainerConfig(), devices=2, strategy=f"deepspeed_zero{stage}")
+    tokens = ROWS // 2 * (6 + 2 * PAIRS * 8)
+    gathered = 4 * shape.parameters if stage == 3 else 0
+    return (
+        sum(per_rank(shape, trainer, stage).values())
+        + activations(shape, tokens, "32-true", False)
+        + 4 * shape.parameters
+        + gathered
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    print("| hidden | stage | estimated GB | measured GB | ratio |\n|---:|---|---:|---:|---:|")
+    for stage in (1, 3):
+        empty, nothing = measured(16, stage), estimated(16, stage)
+        for hidden in SIZES:
+            guess, found = estimated(hidden, stage) - nothing, measured(hidden, stage) - empty
+            print(f"| {hidden} | ZeRO-{stage} | {guess / 1e9:.3f} | {found / 1e9:.3f} | {guess / found:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
