@@ -33,6 +33,10 @@ class ZeroPrecision(DeepSpeedPrecision):
         """`data` as it is."""
         return data
 
+    def backward(self, tensor: Tensor, model: L.LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Without dividing by the accumulated batches: Lightning has done so."""
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
 
 def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
     """What DeepSpeed is told; clipping and accumulation are added when the stage is known."""
@@ -43,7 +47,6 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
             zero["offload_param"] = {"device": "cpu", "pin_memory": config.accelerator != "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,  # for its own statistics only: our batches vary in length
-        "gradient_accumulation_steps": 1,  # Lightning accumulates, up to the last batch of an epoch
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
@@ -86,7 +89,9 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _init_config_if_needed(self) -> None:
         assert self.lightning_module is not None
         assert isinstance(self.config, dict)
-        self.config["gradient_clipping"] = self.lightning_module.trainer.gradient_clip_val or 0.0
+        trainer = self.lightning_module.trainer
+        self.config["gradient_clipping"] = trainer.gradient_clip_val or 0.0
+        self.config["gradient_accumulation_steps"] = trainer.accumulate_grad_batches
 
     def setup(self, trainer: L.Trainer) -> None:
         """Keeps the model's structure without its weights, and what its parts hold, before DeepSpeed hooks into it."""
