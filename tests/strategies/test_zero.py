@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and the model without weights that a round samples from. That it computes the same: tests/e2e/test_ranks.py."""
+"""What DeepSpeed is told, and the model without weights that a round samples from. The arithmetic: tests/e2e/test_ranks.py."""
 
 import pytest
 import torch
