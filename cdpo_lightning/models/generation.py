@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+
+from cdpo_lightning.models.kv_cache import growing_cache
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Batch:
     """Sequences that grow side by side; those that end leave, so that no time goes into padding."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, uniform: Tensor) -> None:
-        self.model, self.cache, self.uniform = model, DynamicCache(config=model.config), uniform
+        self.model, self.cache, self.uniform = model, growing_cache(model.config), uniform
         length, device = max(map(len, prompts)), uniform.device
         ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
