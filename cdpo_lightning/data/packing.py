@@ -84,3 +84,17 @@ def pack(rows: Sequence[Row]) -> PackedRows:
         response_N=torch.tensor(owner),
         responses=number,
     )
+
+
+def apart(rows: PackedRows) -> PackedRows:
+    """The same responses in the same order, each in a row of its own: for models that cannot keep to the mask of a shared row."""
+    length = rows.input_ids_BT.shape[1]
+    ids, source = rows.input_ids_BT.tolist(), rows.source_N.tolist()
+    target, owner = rows.target_N.tolist(), rows.response_N.tolist()
+    first = {number: at for at, number in reversed(list(enumerate(owner)))}
+    singles = []
+    for number in range(rows.responses):
+        row, last = divmod(source[first[number]], length)
+        response = [token for token, of in zip(target, owner, strict=True) if of == number]
+        singles.append((ids[row][: last + 1], [response]))
+    return pack(singles).to(rows.input_ids_BT.device)

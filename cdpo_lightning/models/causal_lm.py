@@ -23,7 +23,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cdpo_lightning.config import ModelConfig
-from cdpo_lightning.data.packing import PackedRows, pack
+from cdpo_lightning.data.packing import PackedRows, apart, pack
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.maths.logprobs import sum_per_response, token_logp
 
@@ -121,7 +121,7 @@ def load(config: ModelConfig) -> nn.Module:
     """The model of `model.path`, float32, in evaluation mode and without dropout.
 
     Raises:
-        ModelError: the folder holds no loadable causal language model, or one whose log-probabilities packing would change.
+        ModelError: the folder holds no loadable causal language model, or one whose log-probabilities a batch would change.
     """
     folder, options = source_folder(config), _options(config)
     if config.gguf_file:
@@ -143,7 +143,7 @@ def load(config: ModelConfig) -> nn.Module:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"model.path={config.path}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
     without_dropout(model.eval())
-    require_packable(model, f"model.path={config.path}")
+    settle_rows(model, f"model.path={config.path}")
     return model
 
 
@@ -157,25 +157,45 @@ def without_dropout(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def require_packable(model: nn.Module, where: str) -> None:
-    """Compares a packed row of two responses with the model's own logits of one sequence at a time.
+def packs(model: nn.Module) -> bool:
+    """Whether a packed row of two responses gives what the model's own logits give of one sequence at a time.
 
-    Raises:
-        ModelError: they differ: the model changes its logits after the head (a softcap, a scale), or does not keep to the mask and
-            the positions that it is given (ALiBi, recurrence).
+    Not so where the model changes its logits after the head (a softcap, a scale), or does not keep to the mask and the positions
+    that it is given (ALiBi, recurrence).
     """
-    vocabulary: int = model.get_input_embeddings().num_embeddings
-    prompt, *responses = ([i % vocabulary for i in ids] for ids in ([1, 2, 3], [4, 5], [6, 7, 8]))
-    alone = [_logp_alone(model, prompt, response) for response in responses]
-    kind = f"{where}: {type(model).__name__}"
+    prompt, *responses = _probe(model)
     try:
         packed = response_logp(model, pack([(prompt, responses)])).tolist()
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{kind} cannot read rows of several responses ({error}); choose another model") from error
-    if not all(abs(p - a) <= 1e-3 * (1 + abs(a)) for p, a in zip(packed, alone, strict=True)):
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return _agree(packed, model, prompt, responses)
+
+
+def _probe(model: nn.Module) -> list[list[int]]:
+    """A prompt and two responses in the model's vocabulary."""
+    vocabulary: int = model.get_input_embeddings().num_embeddings
+    return [[i % vocabulary for i in ids] for ids in ([1, 2, 3], [4, 5], [6, 7, 8])]
+
+
+def _agree(found: list[float], model: nn.Module, prompt: list[int], responses: list[list[int]]) -> bool:
+    own = [_logp_alone(model, prompt, response) for response in responses]
+    return all(abs(f - a) <= 1e-3 * (1 + abs(a)) for f, a in zip(found, own, strict=True))
+
+
+@torch.no_grad()
+def settle_rows(model: nn.Module, where: str) -> None:
+    """Notes on the model whether it reads packed rows; if not, its responses are read one a row, which is slower.
+
+    Raises:
+        ModelError: it gives other log-probabilities in a padded batch of single responses, too, than one sequence at a time.
+    """
+    model.packs = packs(model)  # type: ignore[assignment]
+    prompt, *responses = _probe(model)
+    rows = pack([(prompt, responses)])
+    if not model.packs and not _agree(response_logp(model, rows).tolist(), model, prompt, responses):
         raise ModelError(
-            f"{kind} gives log-probabilities {packed} in a row of several responses and {alone} one at a time, expected the same: "
-            "its logits are not those of its head (a softcap, a scale), or it ignores mask or positions; choose another model"
+            f"{where}: {type(model).__name__} gives other log-probabilities in a padded batch than one sequence at a time, "
+            "expected the same; choose another model"
         )
 
 
@@ -195,12 +215,30 @@ def parameter_hash(model: nn.Module) -> str:
 
 def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
     """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
+    if not reads_packed(model):
+        return _logp_apart(model, apart(rows))
     hidden = model.base_model(
         input_ids=rows.input_ids_BT, attention_mask=rows.mask_B1TT, position_ids=rows.position_BT, use_cache=False
     ).last_hidden_state
     head = model.get_output_embeddings()
     picked = hidden.flatten(0, 1)[rows.source_N]
     return sum_per_response(token_logp(picked, head.weight, rows.target_N, head.bias), rows.response_N, rows.responses)
+
+
+def reads_packed(model: nn.Module) -> bool:
+    """What `settle_rows` noted; a model built here does."""
+    return bool(getattr(model, "packs", True))
+
+
+def _logp_apart(model: nn.Module, rows: PackedRows) -> Tensor:
+    """`response_logp` by the model's own logits and positions, of rows of one response each, padded on the right."""
+    real = rows.position_BT > 0
+    real[:, 0] = True
+    logits = model(input_ids=rows.input_ids_BT, attention_mask=real.long(), use_cache=False).logits
+    picked = logits.flatten(0, 1)[rows.source_N]
+    picked = picked if picked.dtype == torch.float64 else picked.float()
+    logp = picked.log_softmax(-1).gather(1, rows.target_N[:, None])[:, 0]
+    return sum_per_response(logp, rows.response_N, rows.responses)
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:

@@ -16,6 +16,7 @@ from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_table import PairTable
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
+from cdpo_lightning.models.causal_lm import reads_packed
 from cdpo_lightning.run_folder import begin_run
 from cdpo_lightning.scoring import Judge
 from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples
@@ -47,6 +48,8 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
     bench = Bench(config, folder, store, history, corpus, load_tokenizer(config), screen.progress)
     require_context(config)
     base = load_base(bench)
+    if not reads_packed(base.model):
+        screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
     begin_run(config, folder)  # not before: what is wrong with data or model is put right and started again
     metrics: Metrics = {**corpus.metrics}
     reference, identity = base.model, f"base:{base.identity}"
