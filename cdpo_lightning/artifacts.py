@@ -1,7 +1,8 @@
 """The content-addressed store: scores, log-probabilities and trained weights under the hash of what made them.
 
 An artifact is a folder `KIND/HASH/` with `data.safetensors` and `meta.json`. It is written under a temporary name and renamed, and
-its hash is checked on reading: a cut or altered file is made again, with a warning.
+its hash is checked on reading: a cut or altered file is made again, with a warning. Among several ranks the first one writes, and
+decides whether an artifact is there; all take part in making one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from cdpo_lightning import ranks
 from cdpo_lightning.errors import StorageError
 
 VERSION = 2  # of everything that is stored; raise it when a scorer's or a stage's arithmetic changes
@@ -110,7 +112,8 @@ class Ledger:
     def record(self, artifact: str, name: str, count: int) -> None:
         """Notes that `artifact` took `count` of `name`; noting it twice counts once."""
         self._entries[artifact] = {name: count}
-        write_json(self._path, self._entries)
+        if ranks.first():
+            write_json(self._path, self._entries)
 
     def total(self, name: str) -> int:
         """The sum of `name` over all artifacts that this run computed."""
@@ -145,15 +148,35 @@ class Store:
         """The artifact of `made_of`, read if it is there and whole, else made, noted in the ledger and stored."""
         key = digest(VERSION, kind, dict(made_of))
         folder = self._root / kind / key
-        found = self._read(folder, key)
+        found = self._found(folder, key)
         if found is not None:
             return found
         tensors, meta = make()
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         if forwards is not None:
             self.ledger.record(f"{kind}/{key}", *forwards)
-        self._write(folder, tensors, {"made_of": dict(made_of), "facts": meta})
+        if ranks.first():
+            self._write(folder, tensors, {"made_of": dict(made_of), "facts": meta})
+        ranks.wait()
         return Artifact(key, tensors, meta)
+
+    def holds(self, kind: str, made_of: Mapping[str, object]) -> bool:
+        """Whether there is an artifact of `made_of`; whether it is whole, reading it will tell."""
+        return (self._root / kind / digest(VERSION, kind, dict(made_of))).is_dir()
+
+    def _found(self, folder: Path, key: str) -> Artifact | None:
+        """The artifact, if the first rank has found it whole.
+
+        Raises:
+            StorageError: this rank has not.
+        """
+        found = self._read(folder, key) if ranks.first() else None
+        if not ranks.agreed(found is not None) or ranks.first():
+            return found
+        found = self._read(folder, key)
+        if found is None:
+            raise StorageError(f"{folder}: rank 0 can read it and rank {ranks.number()} cannot; put artifacts_dir where all can")
+        return found
 
     def _read(self, folder: Path, key: str) -> Artifact | None:
         if not folder.exists():

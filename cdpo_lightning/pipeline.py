@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cdpo_lightning import report
+from cdpo_lightning import ranks, report
 from cdpo_lightning.artifacts import write_json
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
@@ -29,10 +29,17 @@ from cdpo_lightning.training import require_hardware, require_logger
 
 
 def run(config: RunConfig) -> Metrics:
-    """One run, whole; what it found, as metrics.json holds it."""
+    """One run, whole, or this rank's part of it; what it found, as metrics.json holds it."""
+    trainer = config.trainer
+    if trainer.num_threads:
+        torch.set_num_threads(trainer.num_threads)
+    quiet_libraries()
+    with ranks.joined(trainer.processes, trainer.accelerator != "cpu" and torch.cuda.is_available(), alone=bool(trainer.zero)):
+        return _run(config)
+
+
+def _run(config: RunConfig) -> Metrics:
     start = time.perf_counter()
-    if config.trainer.num_threads:
-        torch.set_num_threads(config.trainer.num_threads)
     config, folder = _admitted(config)
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
@@ -46,16 +53,19 @@ def run(config: RunConfig) -> Metrics:
                 policies[who], found = train_policy(prepared, who, screen)
                 metrics |= found
     metrics = _measured(metrics | judge_all(prepared, policies, screen))
-    for who, policy in policies.items():
-        export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)
+    if ranks.first():
+        for who, policy in policies.items():
+            export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)
     ledger = prepared.bench.store.ledger
     metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
     metrics["run/wall_seconds"] = time.perf_counter() - start
     prepared.bench.history.write()
-    write_json(folder / "metrics.json", metrics)
-    if "report" in config.stages:
-        report.build(folder)
-    screen.end(metrics, folder)
+    if ranks.first():
+        write_json(folder / "metrics.json", metrics)
+        if "report" in config.stages:
+            report.build(folder)
+        screen.end(metrics, folder)
+    ranks.wait()
     return metrics
 
 

@@ -1,17 +1,21 @@
-"""Reward, cost and reference log-probabilities of texts, and the expected cost of a policy on its own samples."""
+"""Reward, cost and reference log-probabilities of texts, and the expected cost of a policy on its own samples.
+
+Among several ranks each works on its share of the texts or prompts, and all get the whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.data.closed_form import World
-from cdpo_lightning.data.packing import pack
+from cdpo_lightning.data.packing import Row, pack
 from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.causal_lm import numerics, response_logp
@@ -68,16 +72,20 @@ class ModelScorer:
             NumericsError: a score is not finite.
         """
         unique = list(dict.fromkeys(texts))
-        ids = [encode_scored(*text, self.template, self.tokenizer)[-self.max_tokens :] for text in unique]
-        device = self.model.head.weight.device
-        found = torch.empty(len(unique), dtype=torch.float64)
-        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-            with numerics(self.precision, device):
-                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
-        found = found / self.unit
+        found = torch.tensor(ranks.spread(unique, self._scores), dtype=torch.float64) / self.unit
         require_finite(found, unique, self.identity)
         number = {text: i for i, text in enumerate(unique)}
         return found[[number[text] for text in texts]]
+
+    def _scores(self, texts: list[Text]) -> list[float]:
+        """Raw scores of different texts."""
+        ids = [encode_scored(*text, self.template, self.tokenizer)[-self.max_tokens :] for text in texts]
+        device = self.model.head.weight.device
+        found = torch.empty(len(texts), dtype=torch.float64)
+        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
+            with numerics(self.precision, device):
+                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
+        return found.tolist()
 
 
 def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
@@ -93,14 +101,15 @@ def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
         )
 
 
-@torch.no_grad()
-def logp_of(
-    model: nn.Module,
-    rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-    batch_size: int,
-    precision: str,
-) -> Tensor:
+def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
     """log pi(y|x), nats, float64, of all responses of the rows, in order."""
+    found = ranks.spread(rows, lambda own: _logp(model, own, batch_size, precision))
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) -> Sequence[Tensor]:
+    """The same, row by row."""
     device = next(model.parameters()).device
     lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rows]
     offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
@@ -110,7 +119,7 @@ def logp_of(
             logp = response_logp(model, pack([rows[i] for i in batch]).to(device))
         index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
         found[index] = logp.double().cpu()
-    return found
+    return found.split([len(responses) for _, responses in rows])
 
 
 @dataclass(frozen=True)
@@ -142,20 +151,11 @@ class Judge:
     def measure(self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int) -> Measurement:
         """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats."""
         ids = [self.encoder.prompt(prompt) for prompt in prompts]
-        device = next(model.parameters()).device
         training = model.training
         model.eval()
-        with numerics(self.precision, device):
-            samples = sample(
-                model,
-                ids,
-                samples_per_prompt,
-                self.encoder.max_response,
-                self.encoder.eos,
-                seed,
-                self.sample_batch,
-            )
+        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed))
         model.train(training)
+        samples = [replace(s, prompt=number) for number, own in enumerate(drawn) for s in own]
         texts = [(prompts[s.prompt], self.encoder.decode(s.tokens)) for s in samples]
         return Measurement(
             samples=samples,
@@ -167,6 +167,13 @@ class Judge:
             reference_logp=self._reference_logp(ids, samples),
             scored=len(set(texts)),
         )
+
+    def _samples(self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int) -> list[list[Sample]]:
+        """The samples of each prompt."""
+        encoder = self.encoder
+        with numerics(self.precision, next(model.parameters()).device):
+            found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
+        return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
 
     def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
         """log pi_ref of each sample; equal samples are run once."""

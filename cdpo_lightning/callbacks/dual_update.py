@@ -15,8 +15,9 @@ from typing import Any
 import lightning as L
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
 from cdpo_lightning.data.pair_data import DualState, PairDataModule
@@ -26,6 +27,7 @@ from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.preference import lagrangian_reward
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance
 from cdpo_lightning.scoring import Judge, Measurement
+from cdpo_lightning.strategies import whole_model
 
 Row = dict[str, Any]
 
@@ -116,16 +118,18 @@ class DualUpdate(L.Callback):
         seed = self.seed * 100_003 + number
         chosen = choose_prompts(len(self.prompts), self.constraint.prompts, seed)
         prompts = [self.prompts[i] for i in chosen.tolist()]
-        measured = self.judge.measure(pl_module.model, prompts, self.constraint.samples_per_prompt, seed)  # type: ignore[arg-type]
-        before, table = data.dual, data.table
-        row = self.step(data, measured, chosen)
+        with whole_model(trainer, pl_module.model) as model:  # type: ignore[arg-type]
+            measured = self.judge.measure(model, prompts, self.constraint.samples_per_prompt, seed)
+            before, table = data.dual, data.table
+            row = self.step(data, measured, chosen)
+            self._keep_best(data, measured, model)
+        ranks.require_equal("lambda", data.dual.lam)
         row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
         if self.policy.refresh:
             data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, seed))
-        self._keep_best(data, measured, pl_module)
         place = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.log(**place, **row)
-        pl_module.log_dict({k: v for k, v in row.items() if k.startswith("dual/")}, rank_zero_only=True)
+        pl_module.log_dict({k: v for k, v in row.items() if k.startswith("dual/")}, sync_dist=ranks.count() > 1)
         self.say({**place, **row, "dual/c_limit": self.constraint.c_limit})
 
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:
@@ -163,19 +167,18 @@ class DualUpdate(L.Callback):
             "dual/unfinished": sum(not s.finished for s in measured.samples) / len(measured.samples),
         }
 
-    def _keep_best(self, data: PairDataModule, measured: Measurement, pl_module: L.LightningModule) -> None:
+    def _keep_best(self, data: PairDataModule, measured: Measurement, model: nn.Module) -> None:
         """Saves the weights if this round meets the limit and has the best E[r] - beta KL of those that did."""
         kl = float((measured.policy_logp - measured.reference_logp).mean())
         value = float(measured.reward.mean()) - self.policy.beta * kl
         if data.dual.expected_cost <= self.constraint.c_limit and value > data.dual.best_value:
             data.update(best_round=data.dual.round, best_value=value)
+            self._save(model)
+
+    def _save(self, model: nn.Module) -> None:
+        if ranks.first():
             with whole_file(self.folder / "best_feasible.safetensors") as temporary:
-                save_file({n: p.detach().cpu().contiguous() for n, p in _weights(pl_module).items()}, temporary)
-
-
-def _weights(pl_module: L.LightningModule) -> dict[str, Tensor]:
-    """The model's parameters by name; tied ones once."""
-    return dict(pl_module.model.named_parameters())  # type: ignore[union-attr]
+                save_file({n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}, temporary)
 
 
 def _mean_lowest(data: PairDataModule, measured: Measurement, chosen: Tensor) -> float:

@@ -146,13 +146,15 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """What Lightning's Trainer is given. One device for now: the work is not split over ranks yet."""
+    """What Lightning's Trainer is given. Among several ranks each takes its share of every batch; batch sizes are the run's."""
 
     accelerator: str = "cpu"
     devices: int = 1
     num_nodes: int = 1
     precision: str = "32-true"
-    strategy: str = "auto"
+    strategy: str = "auto"  # auto: one process, or ddp; deepspeed_zero1, 2, 3 shard optimizer, gradients, parameters
+    offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
+    gather: str = "round"  # zero3: parameters gathered once per dual round, or layer by layer
     accumulate_grad_batches: int = 1
     log_every_n_steps: int = 5  # a row of history.csv, and a point of the loggers, every so many steps
     inference_batch: int = 256  # rows in one forward pass without gradient
@@ -162,8 +164,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "auto"))
         choice("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "bf16-true"))
-        require(self.devices == 1, "trainer.devices", self.devices, "1: the work is not split over ranks yet")
-        require(self.num_nodes == 1, "trainer.num_nodes", self.num_nodes, "1: the work is not split over ranks yet")
+        choice("trainer.strategy", self.strategy, ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"))
+        choice("trainer.gather", self.gather, ("round", "layer"))
+        require(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        require(self.zero or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed")
         require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")
         require(self.num_threads >= 0, "trainer.num_threads", self.num_threads, "0 (torch decides) or more")
         accumulate = self.accumulate_grad_batches
@@ -171,6 +175,17 @@ class TrainerConfig:
         require(self.log_every_n_steps >= 1, "trainer.log_every_n_steps", self.log_every_n_steps, "at least 1")
         require(self.inference_batch >= 1, "trainer.inference_batch", self.inference_batch, "at least 1")
         require(self.sample_batch >= 1, "trainer.sample_batch", self.sample_batch, "at least 1")
+
+
+    @property
+    def processes(self) -> int:
+        """Ranks of the run."""
+        return self.devices * self.num_nodes
+
+    @property
+    def zero(self) -> int:
+        """The stage of DeepSpeed's ZeRO, 0 without DeepSpeed."""
+        return int(self.strategy[-1]) if self.strategy.startswith("deepspeed") else 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cdpo_lightning import ranks
 from cdpo_lightning.config import PolicyConfig
 from cdpo_lightning.data.batching import LengthBuckets
 from cdpo_lightning.data.packing import PackedRows, pack, row_length
@@ -30,12 +31,14 @@ class PolicyBatch:
     reference_logp: Tensor
     pair: Tensor  # [B, 2] into the responses
     target: Tensor
+    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
     anchor_rows: PackedRows | None = None
     anchor_weight: Tensor | None = None
+    anchor_share: float = 1.0  # as `weight`, of the mean over the anchor's prompts
 
     def to(self, device: torch.device | str, **_: Any) -> PolicyBatch:
         """The same batch on `device`."""
-        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor | PackedRows) else v for k, v in vars(self).items()}
         return PolicyBatch(**moved)
 
 
@@ -108,12 +111,13 @@ class PairDataModule(L.LightningDataModule):
 
 
 class _Collate:
-    """Makes a batch of a few rows."""
+    """Makes this rank's part of a batch of a few rows."""
 
     def __init__(self, table: PairTable, target: Tensor, anchor: tuple[PairTable, Tensor] | None) -> None:
         self._table, self._target, self._anchor = table, target, anchor
 
-    def __call__(self, rows: Sequence[GroupRow]) -> PolicyBatch:
+    def __call__(self, batch_rows: Sequence[GroupRow]) -> PolicyBatch:
+        rows, weight = ranks.part(batch_rows, lambda row: len(row.pairs))
         offset, members, local = 0, [], []
         for row in rows:
             members += row.members
@@ -124,18 +128,20 @@ class _Collate:
             reference_logp=self._table.reference_logp_N[members].float(),
             pair=torch.cat(local),
             target=self._target[[pair for row in rows for pair in row.pairs]],
+            weight=weight,
         )
         if self._anchor is None:
             return batch
-        anchor_rows, weight = self._anchor_rows(rows)
-        return replace(batch, anchor_rows=anchor_rows, anchor_weight=weight)
+        anchor_rows, anchor_weight, share = self._anchor_rows(batch_rows)
+        return replace(batch, anchor_rows=anchor_rows, anchor_weight=anchor_weight, anchor_share=share)
 
-    def _anchor_rows(self, rows: Sequence[GroupRow]) -> tuple[PackedRows, Tensor]:
+    def _anchor_rows(self, rows: Sequence[GroupRow]) -> tuple[PackedRows, Tensor, float]:
         """All reference responses of a few of the batch's prompts, and their weights; which ones, the batch's pairs decide."""
         assert self._anchor is not None
         table, weight = self._anchor
         prompts = sorted({row.number for row in rows})
         chosen = random.Random(rows[0].pairs[0]).sample(prompts, min(_ANCHOR_PROMPTS, len(prompts)))
+        chosen, share = ranks.part(chosen, lambda prompt: 1)
         members = [(table.prompt_N == p).nonzero()[:, 0].tolist() for p in chosen]
         texts = [(table.prompts[p], [table.responses[i] for i in own]) for p, own in zip(chosen, members, strict=True)]
-        return pack(texts), weight[[i for own in members for i in own]]
+        return pack(texts), weight[[i for own in members for i in own]], share

@@ -7,6 +7,7 @@ import csv
 import torch
 from torch import nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.console import Screen
 from cdpo_lightning.evaluation import Metrics, policy_metrics, sample_rows, write_jsonl
@@ -31,7 +32,8 @@ def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen
                 metrics |= policy_metrics(name, measured, config.constraint.c_limit)
                 rows += sample_rows(name, measured)
         done({"prompts": len(prompts), "responses": len(rows)})
-    write_jsonl(prepared.bench.folder / "samples.jsonl", rows)
+    if ranks.first():
+        write_jsonl(prepared.bench.folder / "samples.jsonl", rows)
     return metrics
 
 
@@ -68,9 +70,14 @@ def _exact_metrics(prepared: Prepared, policies: dict[str, nn.Module]) -> Metric
     judged = {"reference": prepared.reference, **policies}
     for who, policy in judged.items():
         metrics |= problem.judge(who, policy, trainer.inference_batch, trainer.precision)
+    if ranks.first():
+        _write_frontier(prepared, problem)
+    return metrics
+
+
+def _write_frontier(prepared: Prepared, problem: ExactProblem) -> None:
     frontier = problem.frontier()
     with whole_file(prepared.bench.folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(frontier[0]))
         writer.writeheader()
         writer.writerows(frontier)
-    return metrics

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import digest
 from cdpo_lightning.config import ScorerConfig
 from cdpo_lightning.data.corpus import ScoreExample, Split
@@ -28,8 +29,10 @@ _UNIT_TEXTS = 256  # training responses whose scores set the unit, evenly spread
 SCORE_MODULES: dict[str, type[ScoreModule]] = {"reward": RewardModule, "cost": CostModule}
 
 
-def _collate_scores(rows: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBatch:
-    """Responses flat, pairs and signs beside them."""
+def _collate_scores(batch: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBatch:
+    """This rank's part of a batch: responses flat, pairs and signs beside them."""
+    rows, pair_weight = ranks.part(batch, lambda row: row[0].preferred is not None)
+    rows, sign_weight = ranks.part(batch, lambda row: sum(map(abs, row[0].signs)))
     ids: list[list[int]] = []
     pairs: list[tuple[int, int]] = []
     sign: list[int] = []
@@ -40,7 +43,8 @@ def _collate_scores(rows: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBa
         ids += sequences
         sign += example.signs
     input_ids, mask = pad(ids)
-    return ScoreBatch(input_ids, mask, torch.tensor(pairs, dtype=torch.long).view(-1, 2), torch.tensor(sign))
+    pair_P2 = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    return ScoreBatch(input_ids, mask, pair_P2, torch.tensor(sign), pair_weight, sign_weight)
 
 
 def _score_rows(bench: Bench, scorer: ScorerConfig, items: Sequence[ScoreExample]) -> list[Any]:
