@@ -74,14 +74,6 @@ def _admitted(config: RunConfig) -> tuple[RunConfig, Path]:
     return config, find_run(config)
 
 
-def objective(config: RunConfig, metrics: Metrics) -> float | None:
-    """What a sweep maximises: the run's E[reward] if its E[cost] meets the limit, else minus infinity; None if not evaluated."""
-    reward, cost = (metrics.get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
-    if not isinstance(reward, float) or not isinstance(cost, float):
-        return None
-    return reward if cost <= config.constraint.c_limit else -float("inf")
-
-
 def check(config: RunConfig) -> None:
     """Composes and checks all that needs no training: folder, hardware, data, audit, tokenizer, lengths; prints the plan."""
     config, folder = _admitted(config)
