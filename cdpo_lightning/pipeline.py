@@ -14,6 +14,7 @@ from torch import nn
 
 from cdpo_lightning import report
 from cdpo_lightning.artifacts import write_json
+from cdpo_lightning.callbacks.wandb_run import publish, watched
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.data.corpus import load_corpus
@@ -24,7 +25,7 @@ from cdpo_lightning.run_folder import find_run, git_commit
 from cdpo_lightning.stages.bench import load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.judging import judge_all
 from cdpo_lightning.stages.policy import train_policy
-from cdpo_lightning.stages.prepare import prepare
+from cdpo_lightning.stages.prepare import Prepared, prepare
 from cdpo_lightning.training import require_hardware, require_logger
 
 
@@ -39,6 +40,22 @@ def run(config: RunConfig) -> Metrics:
     prepared = prepare(config, folder, screen)
     metrics: Metrics = {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
+    with watched(config, folder, metrics) as watch:
+        metrics = _trained_and_judged(prepared, metrics, screen)
+        metrics["run/wall_seconds"] = time.perf_counter() - start
+        prepared.bench.history.write()
+        write_json(folder / "metrics.json", metrics)
+        if "report" in config.stages:
+            report.build(folder)
+        if watch is not None:
+            publish(watch, config, folder, metrics, report.rows(metrics))
+    screen.end(metrics, folder)
+    return metrics
+
+
+def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) -> Metrics:
+    """The policies trained, judged alike and exported; `metrics` and what that found."""
+    config = prepared.bench.config
     policies: dict[str, nn.Module] = {}
     if "policy" in config.stages:
         for who in [*config.method.baselines, config.who]:
@@ -47,16 +64,9 @@ def run(config: RunConfig) -> Metrics:
                 metrics |= found
     metrics = _measured(metrics | judge_all(prepared, policies, screen))
     for who, policy in policies.items():
-        export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)
+        export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
     ledger = prepared.bench.store.ledger
-    metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
-    metrics["run/wall_seconds"] = time.perf_counter() - start
-    prepared.bench.history.write()
-    write_json(folder / "metrics.json", metrics)
-    if "report" in config.stages:
-        report.build(folder)
-    screen.end(metrics, folder)
-    return metrics
+    return metrics | {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
 
 
 def _measured(metrics: Metrics) -> Metrics:

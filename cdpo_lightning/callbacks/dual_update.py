@@ -125,7 +125,8 @@ class DualUpdate(L.Callback):
         self._keep_best(data, measured, pl_module)
         place = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.log(**place, **row)
-        pl_module.log_dict({k: v for k, v in row.items() if k.startswith("dual/")}, rank_zero_only=True)
+        shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
+        pl_module.log_dict(shown, rank_zero_only=True)
         self.say({**place, **row, "dual/c_limit": self.constraint.c_limit})
 
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:

@@ -1,4 +1,4 @@
-"""`python -m cdpo_lightning.report DIR [DIR ...]`: the report of a run, or one page over all runs of a sweep or of several folders."""
+"""`python -m cdpo_lightning.report DIR [DIR ...]`: the report of a run, or one page over all the runs below."""
 
 import argparse
 import os
@@ -16,7 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Build every report that can be built; 2 if any could not, with one line on standard error for each."""
     parser = argparse.ArgumentParser(prog="python -m cdpo_lightning.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one that holds runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page over all runs goes; else report/ in their common folder")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the page over all runs goes; else report/ in their common folder"
+    )
     asked = parser.parse_args(arguments)
     # One broken run of a sweep must not cost the others their report.
     status, runs = 0, []

@@ -40,7 +40,8 @@ def build_sweep(folders: Sequence[Path], target: Path, live: bool = False, only:
     title = " + ".join("/".join(folder.resolve().parts[-2:]).lstrip("/") for folder in folders)
     page = render_sweep(title, page_data(sweep, target, jobs), live)
     if not live:
-        write_bytes(target / "frontier.png", frontier_png(sweep))
+        if sweep.points:
+            write_bytes(target / "frontier.png", frontier_png(sweep))
         write_text(target / "table.md", to_markdown(sweep))
         write_text(target / "table.csv", to_csv(sweep))
     write_text(target / "index.html", page)

@@ -57,7 +57,9 @@ def _group(axes: Axes, group: tuple[str, object], points: Sequence[Point], colou
     cost, reward = ([point[kind][0] for point in ordered] for kind in ("cost", "reward"))
     bars = {} if len(ordered) > MANY else {"xerr": _spans(ordered, "cost"), "yerr": _spans(ordered, "reward")}
     name = name_of(group[0]).replace("lambda", "λ") + ("" if group[1] is None else f", β {group[1]}")
-    axes.errorbar(cost, reward, fmt=shape + "-", ms=6, lw=0.9, elinewidth=1, color=colour, mec="white", label=name, zorder=4, **bars)
+    axes.errorbar(
+        cost, reward, fmt=shape + "-", ms=6, lw=0.9, elinewidth=1, color=colour, mec="white", label=name, zorder=4, **bars
+    )
 
 
 def _spans(points: Sequence[Point], kind: str) -> list[list[float]]:
@@ -73,7 +75,9 @@ def _baselines(axes: Axes, sweep: Sweep) -> None:
 
 
 def _limits(axes: Axes, sweep: Sweep) -> None:
-    limits = sorted({value for at in range(len(sweep.runs)) if isinstance(value := sweep.value(at, "constraint.c_limit"), (int, float))})
+    limits = sorted(
+        {value for at in range(len(sweep.runs)) if isinstance(value := sweep.value(at, "constraint.c_limit"), (int, float))}
+    )
     if not limits:
         return
     left, right = axes.get_xlim()
@@ -94,4 +98,6 @@ def _exact(axes: Axes, sweep: Sweep, colours: dict[object, str]) -> None:
     known = [(cost, reward) for cost, reward in optima if isinstance(cost, float) and isinstance(reward, float)]
     if known:
         cost, reward = zip(*known, strict=True)
-        axes.plot(cost, reward, "*", ms=11, mfc="none", mec=INK, mew=0.8, zorder=5, label="exact optimum", scalex=False, scaley=False)
+        axes.plot(
+            cost, reward, "*", ms=11, mfc="none", mec=INK, mew=0.8, zorder=5, label="exact optimum", scalex=False, scaley=False
+        )

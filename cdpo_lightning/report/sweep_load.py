@@ -77,7 +77,7 @@ def _plain(value: Any) -> str:
 def flat(text: str) -> dict[str, Any]:
     """`policy.beta` and its like, with their values; nothing of what is not a mapping."""
     try:
-        values = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader, in C where there is one
+        values = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError:
         return {}
     return dict(_flat(values, "")) if isinstance(values, dict) else {}
@@ -97,7 +97,9 @@ def _points(at: int, run: Run) -> list[Point]:
 
 
 def _point(at: int, metrics: Mapping[str, Any], who: str, main: bool) -> Point:
-    reward, cost = ([finite(metrics, f"eval/{who}/{kind}_{end}") for end in ("mean", "ci_low", "ci_high")] for kind in ("reward", "cost"))
+    reward, cost = (
+        [finite(metrics, f"eval/{who}/{kind}_{end}") for end in ("mean", "ci_low", "ci_high")] for kind in ("reward", "cost")
+    )
     figures = {short: finite(metrics, f"eval/{who}/{name}") for short, name in _FIGURES.items()}
     exact = [finite(metrics, f"exact/{who}/{name}") for name in ("expected_cost", "expected_reward")]
     return {

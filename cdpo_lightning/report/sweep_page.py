@@ -11,7 +11,11 @@ from cdpo_lightning.report.page_parts import esc
 
 RELOAD_SECONDS = 20  # of a page that is made anew as jobs end
 _SECTIONS = (
-    ("frontier", "Reward against cost", "Top left is better. Filled: the limit is met; pale: undecided; open: not met. Shaded: above the limit."),
+    (
+        "frontier",
+        "Reward against cost",
+        "Top left is better. Filled: the limit is met; pale: undecided; open: not met. Shaded: above the limit.",
+    ),
     ("rounds", "The dual's rounds", "lambda, and the expected cost of the policy's own samples, round by round, of every run."),
     ("tails", "Tails, length and distance", "Against E[cost]: an average can hide harm behind very safe answers."),
     ("categories", "Unsafe answers by category", "Share of answers with cost > 0, where a run measured it."),

@@ -22,7 +22,7 @@ _RANKS = ("LOCAL_RANK", "NODE_RANK", "GLOBAL_RANK", "RANK", "WORLD_SIZE", "LOCAL
 class Running:
     """A job that runs: its own process group, or one that an earlier sweep started and that is waited for.
 
-    The lock file is held by the job's first process for as long as it lives, also when the sweep is killed: so a job never runs twice.
+    The lock file is held by the job's first process for as long as it lives, also when the sweep is killed: so no job runs twice.
     The file names the process, which leads the group.
     """
 

@@ -29,7 +29,11 @@ def write_one(folder: Path, beta: float, limit: float, seed: int, rounds: int) -
         metrics |= {f"eval/{who}/reward_mean": r, f"eval/{who}/reward_ci_low": r - 0.05, f"eval/{who}/reward_ci_high": r + 0.05}
         metrics |= {f"eval/{who}/cost_mean": c, f"eval/{who}/cost_ci_low": c - 0.04, f"eval/{who}/cost_ci_high": c + 0.04}
         metrics |= {f"eval/{who}/unsafe_rate": 1 / (1 + math.exp(-3 * c)), f"eval/{who}/cost_cvar_90": c + 1.5}
-        metrics |= {f"eval/{who}/kl_to_reference": 0.3 / beta, f"eval/{who}/response_tokens_mean": 7.5, f"eval/{who}/unfinished_rate": 0.0}
+        metrics |= {
+            f"eval/{who}/kl_to_reference": 0.3 / beta,
+            f"eval/{who}/response_tokens_mean": 7.5,
+            f"eval/{who}/unfinished_rate": 0.0,
+        }
     metrics |= {"eval/cdpo/feasible": met, "eval/dpo/feasible": "no", "eval/reference/feasible": "no"}
     metrics |= {f"eval/cdpo/category/{name}/unsafe_rate": share for name, share in (("privacy", 0.2), ("violence", 0.6))}
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -56,4 +60,6 @@ def _write_rounds(path: Path, rounds: int, limit: float) -> None:
         writer = csv.writer(file)
         writer.writerow(["stage", "who", "epoch", "step", "round", "dual/lambda", "dual/expected_cost", "dual/expected_cost_se"])
         for at in range(1, rounds + 1):
-            writer.writerow(["policy", "cdpo", at - 1, at, at, (1.2 - limit) * (1 - math.exp(-at / 3)), limit + math.exp(-at / 3), 0.02])
+            writer.writerow(
+                ["policy", "cdpo", at - 1, at, at, (1.2 - limit) * (1 - math.exp(-at / 3)), limit + math.exp(-at / 3), 0.02]
+            )

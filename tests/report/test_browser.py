@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from synthetic import write_sweep
 
 from cdpo_lightning.report.sweep import build_sweep
+from tests.report.synthetic import write_sweep
 
 CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium in its usual place: apt-get install chromium"),
@@ -102,7 +109,9 @@ def test_the_table_downloads_as_it_is_shown(page, tmp_path: Path) -> None:
     started.value.save_as(tmp_path / "sweep.csv")
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open(encoding="utf-8")))
     assert started.value.suggested_filename == "sweep.csv"
-    assert [(row["beta"], row["c_limit"], row["method"]) for row in rows] == [(b, "-0.2", "C-DPO") for b in ("0.1", "0.3", "0.5", "1")]
+    assert [(row["beta"], row["c_limit"], row["method"]) for row in rows] == [
+        (b, "-0.2", "C-DPO") for b in ("0.1", "0.3", "0.5", "1")
+    ]
 
 
 def test_samples_of_the_same_prompt_stand_side_by_side_behind_a_warning(page) -> None:

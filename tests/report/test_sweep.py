@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import write_sweep
 
 from cdpo_lightning.report.__main__ import main
 from cdpo_lightning.report.sweep import build_sweep
 from cdpo_lightning.report.sweep_load import first_answers, flat, load_sweep
+from tests.report.synthetic import write_sweep
 
 
 def data_of(page: Path) -> dict:
@@ -22,7 +22,9 @@ def data_of(page: Path) -> dict:
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_sweep(tmp_path_factory.mktemp("many") / "grid", 12)
-    (folder / "jobs.json").write_text(json.dumps({"jobs": [{"number": 12, "state": "failed", "overrides": ["a=1"], "said": ["no"]}]}))
+    (folder / "jobs.json").write_text(
+        json.dumps({"jobs": [{"number": 12, "state": "failed", "overrides": ["a=1"], "said": ["no"]}]})
+    )
     build_sweep([folder], folder / "report")
     return folder
 
