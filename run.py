@@ -7,8 +7,9 @@ import hydra
 from omegaconf import DictConfig
 
 from cdpo_lightning.config import parse
-from cdpo_lightning.config.door import COMPOSING, refuse, refused, sentence
+from cdpo_lightning.config.door import COMPOSING, interrupted, refuse, sentence, status
 from cdpo_lightning.errors import CDPOError
+from cdpo_lightning.sweep.objective import objective
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -17,7 +18,7 @@ def main(config: DictConfig) -> float | None:
     try:
         parsed = parse(config)
         from cdpo_lightning.launch import run  # takes seconds: a typing error is answered at once
-        from cdpo_lightning.pipeline import check, objective
+        from cdpo_lightning.pipeline import check
 
         return check(parsed) if parsed.mode == "check" else objective(parsed, run(parsed))
     except CDPOError as error:
@@ -31,10 +32,9 @@ def door() -> int:
         main()
     except COMPOSING as error:
         refuse(sentence(error))
-    except KeyboardInterrupt:
-        print("interrupted: the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 2 if refused else 0
+    except KeyboardInterrupt as error:
+        return interrupted(error)
+    return status()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import nn
 
 from cdpo_lightning import ranks, report
 from cdpo_lightning.artifacts import write_json
+from cdpo_lightning.callbacks.wandb_run import publish, watched
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.data.corpus import load_corpus
@@ -24,7 +25,7 @@ from cdpo_lightning.run_folder import find_run, git_commit
 from cdpo_lightning.stages.bench import load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.judging import judge_all
 from cdpo_lightning.stages.policy import train_policy
-from cdpo_lightning.stages.prepare import prepare
+from cdpo_lightning.stages.prepare import Prepared, prepare
 from cdpo_lightning.training import require_hardware, require_logger
 
 
@@ -46,6 +47,25 @@ def _run(config: RunConfig) -> Metrics:
     prepared = prepare(config, folder, screen)
     metrics: Metrics = {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
+    with watched(config, folder, metrics) as watch:
+        metrics = _trained_and_judged(prepared, metrics, screen)
+        metrics["run/wall_seconds"] = time.perf_counter() - start
+        prepared.bench.history.write()
+        if ranks.first():
+            write_json(folder / "metrics.json", metrics)
+            if "report" in config.stages:
+                report.build(folder)
+        if watch is not None:
+            publish(watch, config, folder, metrics, report.rows(metrics))
+    if ranks.first():
+        screen.end(metrics, folder)
+    ranks.wait()
+    return metrics
+
+
+def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) -> Metrics:
+    """The policies trained, judged alike and exported; `metrics` and what that found."""
+    config = prepared.bench.config
     policies: dict[str, nn.Module] = {}
     if "policy" in config.stages:
         for who in [*config.method.baselines, config.who]:
@@ -55,18 +75,9 @@ def _run(config: RunConfig) -> Metrics:
     metrics = _measured(metrics | judge_all(prepared, policies, screen))
     if ranks.first():
         for who, policy in policies.items():
-            export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)
+            export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
     ledger = prepared.bench.store.ledger
-    metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
-    metrics["run/wall_seconds"] = time.perf_counter() - start
-    prepared.bench.history.write()
-    if ranks.first():
-        write_json(folder / "metrics.json", metrics)
-        if "report" in config.stages:
-            report.build(folder)
-        screen.end(metrics, folder)
-    ranks.wait()
-    return metrics
+    return metrics | {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
 
 
 def _measured(metrics: Metrics) -> Metrics:
@@ -82,14 +93,6 @@ def _admitted(config: RunConfig) -> tuple[RunConfig, Path]:
     require_hardware(config.trainer)
     require_logger(config.logger)
     return config, find_run(config)
-
-
-def objective(config: RunConfig, metrics: Metrics) -> float | None:
-    """What a sweep maximises: the run's E[reward] if its E[cost] meets the limit, else minus infinity; None if not evaluated."""
-    reward, cost = (metrics.get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
-    if not isinstance(reward, float) or not isinstance(cost, float):
-        return None
-    return reward if cost <= config.constraint.c_limit else -float("inf")
 
 
 def check(config: RunConfig) -> None:

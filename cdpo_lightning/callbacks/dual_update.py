@@ -129,7 +129,8 @@ class DualUpdate(L.Callback):
             data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, seed))
         place = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.log(**place, **row)
-        pl_module.log_dict({k: v for k, v in row.items() if k.startswith("dual/")}, sync_dist=ranks.count() > 1)
+        shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
+        pl_module.log_dict(shown, sync_dist=ranks.count() > 1)
         self.say({**place, **row, "dual/c_limit": self.constraint.c_limit})
 
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:

@@ -195,6 +195,8 @@ class LoggerConfig:
     kind: str = "none"
     project: str = "cdpo"
     group: str = ""
+    name: str = ""  # wandb: of the run; empty: its overrides
+    artifact: bool = False  # wandb: upload the exported policy too
     offline: bool = True
 
     def __post_init__(self) -> None:

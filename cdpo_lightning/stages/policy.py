@@ -102,8 +102,9 @@ def train_policy(prepared: Prepared, who: str, screen: Screen) -> tuple[nn.Modul
             )
         )
     stage = Stage("policy", config.policy.epochs, folder, config.seed, who, config.policy.gradient_clip)
+    logger = make_logger(config.logger, bench.folder, who, baseline=who != config.who)
     with screen.stage(who) as done:
-        bench.fit(module, data, stage, callbacks=callbacks, logger=make_logger(config.logger, bench.folder, who))
+        bench.fit(module, data, stage, callbacks=callbacks, logger=logger)
         done({"lambda": data.dual.lam, "rounds": data.dual.round})
     found = _dual_metrics(data, constraint, lam) | speed.metrics() if who == config.who else {}
     return module.model.to(bench.device).eval(), found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from cdpo_lightning.artifacts import Ledger, Store
+from cdpo_lightning.artifacts import Ledger, Store, digest
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import load_corpus
@@ -51,7 +51,7 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
     if not reads_packed(base.model):
         screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
     begin_run(config, folder)  # not before: what is wrong with data or model is put right and started again
-    metrics: Metrics = {**corpus.metrics}
+    metrics: Metrics = {**corpus.metrics, "data/hash": digest([asdict(pair) for pair in corpus.pairs])}
     reference, identity = base.model, f"base:{base.identity}"
     if "sft" in config.stages:
         with screen.stage("sft") as done:

@@ -14,7 +14,11 @@ from cdpo_lightning.config import FilesConfig, RunConfig, parse
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONF = ROOT / "conf"
 GOLDEN = ROOT / "tests" / "golden" / "keys.txt"
-FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml") if path.parent != CONF)
+FILES = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix()
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and "hydra" not in path.parts
+)
 EXPERIMENTS = [name.partition("/")[2] for name in FILES if name.startswith("experiment/")]
 CHOICES = [name for name in FILES if not name.startswith("experiment/")]
 NEVER_MOVE = [
