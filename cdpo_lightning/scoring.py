@@ -20,7 +20,7 @@ from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.causal_lm import numerics, response_logp
 from cdpo_lightning.models.generation import Sample, sample
-from cdpo_lightning.models.score_model import ScoreModel, pad
+from cdpo_lightning.models.score_model import pad
 
 Text = tuple[str, str]  # prompt, response
 
@@ -55,14 +55,14 @@ class OracleScorer:
 class ModelScorer:
     """A score model with its own tokenizer and template."""
 
-    model: ScoreModel
+    model: nn.Module  # scores [B] of ids and mask, both [B, T]
     tokenizer: Any
     template: str
     max_tokens: int
     batch_size: int
     precision: str
     identity: str
-    unit: float = 1.0  # raw scores that make one unit; their zero stays
+    unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
 
     @torch.no_grad()
     def score(self, texts: Sequence[Text]) -> Tensor:
@@ -79,8 +79,8 @@ class ModelScorer:
 
     def _scores(self, texts: list[Text]) -> list[float]:
         """Raw scores of different texts."""
-        ids = [encode_scored(*text, self.template, self.tokenizer)[-self.max_tokens :] for text in texts]
-        device = self.model.head.weight.device
+        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
+        device = next(self.model.parameters()).device
         found = torch.empty(len(texts), dtype=torch.float64)
         for batch in sorted_batches([len(i) for i in ids], self.batch_size):
             with numerics(self.precision, device):

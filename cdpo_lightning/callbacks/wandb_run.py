@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.config import RunConfig
 
@@ -36,8 +36,7 @@ def watched(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Iterat
         folder: the job's; `wandb_id` there names the run, so that a job that goes on goes on in the same one.
         facts: what else is known before training, such as the commit and the hash of the data.
     """
-    first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
-    if config.logger.kind != "wandb" or not first:
+    if config.logger.kind != "wandb" or not ranks.first():
         yield None
         return
     run = _open(config, folder, facts)

@@ -117,7 +117,8 @@ class FilesConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "dataset.pairs", repr(self.pairs), "a file, a folder or a hub name")
-        choice("dataset.pairs_source", self.pairs_source, ("pku_saferlhf", "preference", "hh_harmless"))
+        known = ("pku_saferlhf", "beavertails", "preference", "hh_harmless", "truthfulqa")
+        choice("dataset.pairs_source", self.pairs_source, known)
         choice("dataset.on_conflict", self.on_conflict, ("drop", "flip", "keep", "error"))
         require(0 < self.held_out < 1, "dataset.held_out", self.held_out, "between 0 and 1")
         for key in ("max_pairs", "max_reward_pairs", "max_cost_examples", "max_demonstrations", "max_held_out"):

@@ -30,13 +30,18 @@ class ScorerConfig(FitConfig):
     """A score model: trained here, or `path`, a folder or hub name in the published Beaver layout or Hugging Face's."""
 
     path: str = ""
+    revision: str | None = None  # of a hub name
+    sign: int = 1  # -1: the score model of `path` is read with the other sign, as a safety score that serves as a cost
     template: str = ""  # empty: the policy's
     max_tokens: int = 512
     unit_sd: bool = True  # divide the scores by their sd over the training responses; zero stays where it is
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("template", self.template, ("", "plain", "chat", "beaver"))
+        choice("template", self.template, ("", "plain", "chat", "beaver", "pair"))
+        require(bool(self.path) or self.template != "pair", "template", self.template, "another one, or a score model in path")
+        require(self.sign in (1, -1), "sign", self.sign, "1 or -1")
+        require(bool(self.path) or self.sign == 1, "sign", self.sign, "1: a score model trained here has the right sign")
         require(self.max_tokens >= 2, "max_tokens", self.max_tokens, "at least 2")
 
 

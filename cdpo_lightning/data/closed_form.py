@@ -180,6 +180,6 @@ def evaluation_prompts(world: World) -> list[EvaluationPrompt]:
     """All training prompts: the exact values are over these."""
     risky = len(grammar.BENIGN_TOPICS)
     return [
-        EvaluationPrompt(prompt=p, category="risky" if t >= risky else "benign")
+        EvaluationPrompt(prompt=p, categories=("risky" if t >= risky else "benign",))
         for p, t in zip(world.prompts, world.topic, strict=True)
     ]

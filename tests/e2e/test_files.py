@@ -217,7 +217,7 @@ def test_a_score_model_that_is_not_there_is_named_before_anything_is_trained(pla
     assert "/nowhere: no such folder" in place.refused("reward.path=/nowhere")
     assert not (place.folder / "run").exists()
     said = place.refused(f"cost.path={model}", "stages=[]")
-    assert "expected a head score_head or score with one output" in said
+    assert "expected a head score_head or score, or a sequence classifier with one label, got num_labels=2" in said
 
 
 def test_lengths_beyond_the_context_are_refused_by_key(place: Place) -> None:
