@@ -41,10 +41,9 @@ def run(config: RunConfig) -> Metrics:
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
     policies: dict[str, nn.Module] = {}
     if "policy" in config.stages:
-        for who in [*config.method.baselines, config.who]:
-            if who not in policies:
-                policies[who], found = train_policy(prepared, who, screen)
-                metrics |= found
+        for who in config.trained:
+            policies[who], found = train_policy(prepared, who, screen)
+            metrics |= found
     metrics = _measured(metrics | judge_all(prepared, policies, screen))
     for who, policy in policies.items():
         export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)

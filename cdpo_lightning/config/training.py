@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cdpo_lightning.config.checks import choice, require
+from cdpo_lightning.config.methods import require_lambda
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ConstraintConfig:
     kind: str = "dual"
     c_limit: float = -0.5  # cost units of the cost model in use
     update: str = "newton"
-    lambda_init: float | str = 0.0  # reward per cost; or one_shot
+    lambda_init: float | str = 0.0  # reward per cost; one_shot; or, in the closed-form world, exact
     lambda_lr: float = 0.5  # projected, log, pi
     lambda_max: float = 20.0
     proportional: float = 0.5  # pi: weight of the violation itself, in units of lambda_lr
@@ -99,10 +100,7 @@ class ConstraintConfig:
     def __post_init__(self) -> None:
         choice("constraint.kind", self.kind, ("dual", "fixed", "none"))
         choice("constraint.update", self.update, ("projected", "newton", "log", "pi"))
-        if isinstance(self.lambda_init, str):
-            choice("constraint.lambda_init", self.lambda_init, ("one_shot",))
-        else:
-            require(self.lambda_init >= 0, "constraint.lambda_init", self.lambda_init, "0 or more, or one_shot")
+        require_lambda("constraint.lambda_init", self.lambda_init)
         require(self.lambda_max > 0, "constraint.lambda_max", self.lambda_max, "more than 0")
         require(self.lambda_lr > 0, "constraint.lambda_lr", self.lambda_lr, "more than 0")
         require(0 < self.damping <= 1, "constraint.damping", self.damping, "(0, 1]")
@@ -116,20 +114,6 @@ class ConstraintConfig:
             lam, highest = self.lambda_init, self.lambda_max
             require(lam <= highest, "constraint.lambda_init", lam, f"at most constraint.lambda_max, {highest:g}")
             require(lam > 0 or self.update != "log", "constraint.lambda_init", lam, "more than 0 with update=log")
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """What is trained: the policy that `constraint.kind` names, and baselines beside it."""
-
-    name: str = "cdpo"
-    baselines: list[str] = field(default_factory=list)
-    cost_only_lambda: float = 10.0  # lambda of the baseline `cost_only`
-
-    def __post_init__(self) -> None:
-        for baseline in self.baselines:
-            choice("method.baselines", baseline, ("dpo", "cost_only"))
-        require(self.cost_only_lambda > 0, "method.cost_only_lambda", self.cost_only_lambda, "more than 0")
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,16 @@ def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
     return sum_per_response(token_logp(picked, head.weight, rows.target_N, head.bias), rows.response_N, rows.responses)
 
 
+def response_features(model: nn.Module, rows: PackedRows) -> Tensor:
+    """The mean of the last hidden states that predict each response's tokens, of unit length, [R, H] (ours)."""
+    hidden = model.base_model(
+        input_ids=rows.input_ids_BT, attention_mask=rows.mask_B1TT, position_ids=rows.position_BT, use_cache=False
+    ).last_hidden_state
+    picked = hidden.flatten(0, 1)[rows.source_N].float()
+    total = picked.new_zeros(rows.responses, picked.shape[1]).index_add(0, rows.response_N, picked)
+    return nn.functional.normalize(total, dim=1)  # of the sum as of the mean
+
+
 def resolve_precision(precision: str, accelerator: str) -> str:
     """`auto` as what is fast here: bf16-mixed on a GPU or a processor with AMX, else 32-true (bf16 is slower there)."""
     if precision != "auto":

@@ -16,6 +16,7 @@ from cdpo_lightning.models import causal_lm
 from cdpo_lightning.modules.sft import SFTModule
 from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.stages.bench import Base, Bench, made_of, optimizer_steps, restored, stage_of
+from cdpo_lightning.stages.spending import Spent
 
 _PER_ROW = 8  # demonstrations of one prompt read side by side
 
@@ -33,6 +34,12 @@ def _nats_per_token(bench: Bench, model: nn.Module, rows: list[Row]) -> float:
     trainer = bench.config.trainer
     logp = logp_of(model, rows, trainer.inference_batch, trainer.precision)
     return -float(logp.sum()) / sum(len(r) for _, responses in rows for r in responses)
+
+
+def sft_spent(bench: Bench) -> Spent:
+    """What SFT takes, whether this run trained or the store had it; seconds are not known then and left at 0."""
+    rows = _sft_rows(bench, bench.corpus.demonstrations.train) if "sft" in bench.config.stages else []
+    return Spent(trained_tokens=bench.config.sft.epochs * sum(row_length(*row) for row in rows), models_resident=1)
 
 
 def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
