@@ -11,8 +11,7 @@ import lightning as L
 class Budget(L.Callback):
     """Counts over the whole stage, what an interrupted run did before it went on included; stands last of the callbacks."""
 
-    def __init__(self, networks: int = 1) -> None:
-        self.networks = networks  # that read each token with a gradient
+    def __init__(self) -> None:
         self.tokens, self.seconds, self._last = 0, 0.0, 0.0
 
     def on_train_start(self, *_: Any) -> None:
@@ -23,8 +22,7 @@ class Budget(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the tokens of the batch, padding left out."""
-        anchor = getattr(batch, "anchor_rows", None)
-        self.tokens += self.networks * (batch.rows.tokens + (anchor.tokens if anchor is not None else 0))
+        self.tokens += batch.trained_tokens
 
     def on_train_epoch_end(self, *_: Any) -> None:
         """The epoch's seconds, its dual round included."""

@@ -36,6 +36,11 @@ class PolicyBatch:
     anchor_weight: Tensor | None = None
     temperature: float | None = None  # of the loss, per nat; None: beta of the configuration
 
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are read with a gradient."""
+        return self.rows.tokens + (self.anchor_rows.tokens if self.anchor_rows is not None else 0)
+
     def to(self, device: torch.device | str, **_: Any) -> PolicyBatch:
         """The same batch on `device`."""
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor | PackedRows) else v for k, v in vars(self).items()}

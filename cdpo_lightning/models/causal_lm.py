@@ -193,14 +193,19 @@ def parameter_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
-    """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
+def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
+    """log pi of every token of the responses, nats, shape [N], the end tokens included."""
     hidden = model.base_model(
         input_ids=rows.input_ids_BT, attention_mask=rows.mask_B1TT, position_ids=rows.position_BT, use_cache=False
     ).last_hidden_state
     head = model.get_output_embeddings()
     picked = hidden.flatten(0, 1)[rows.source_N]
-    return sum_per_response(token_logp(picked, head.weight, rows.target_N, head.bias), rows.response_N, rows.responses)
+    return token_logp(picked, head.weight, rows.target_N, head.bias)
+
+
+def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
+    """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
+    return sum_per_response(response_token_logp(model, rows), rows.response_N, rows.responses)
 
 
 def response_features(model: nn.Module, rows: PackedRows) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from cdpo_lightning.config import Plan
 from cdpo_lightning.console import Screen
 from cdpo_lightning.evaluation import Metrics
+from cdpo_lightning.stages.ppo import train_ppo
 from cdpo_lightning.stages.preference import Trained, train_preference
 from cdpo_lightning.stages.prepare import Prepared
 from cdpo_lightning.stages.primal_dual import train_primal_dual
@@ -24,6 +25,7 @@ TRAINERS: Mapping[str, Callable[[Prepared, Plan, Screen], Trained]] = {
     "none": the_reference,
     "preference": train_preference,
     "primal_dual": train_primal_dual,
+    "ppo": train_ppo,
 }
 
 

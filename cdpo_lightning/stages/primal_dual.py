@@ -24,8 +24,6 @@ from cdpo_lightning.stages.preference import Task, Trained, dual_metrics, fit_pa
 from cdpo_lightning.stages.prepare import Prepared
 from cdpo_lightning.stages.spending import Spent, sampled
 
-_ROWS = 4  # rows of a batch where a row holds every pair of a prompt
-
 
 def feedback_of(config: PrimalDualConfig) -> Feedback:
     """What the dual step is told: the cost scores, or a binary oracle's answers in their place."""
@@ -95,7 +93,7 @@ def _stage(prepared: Prepared, plan: Plan, table: PairTable) -> Task:
     policy = replace(plan.policy, labels=plan.primal_dual.labels, refresh=plan.primal_dual.online, epochs=plan.primal_dual.epochs)
     if plan.primal_dual.pairs == "complete":
         row = len(table) // len(table.prompts)
-        policy = replace(policy, pairs_per_row=row, batch_size=_ROWS * row)
+        policy = replace(policy, pairs_per_row=row, batch_size=row)
     return Task(
         who=plan.who,
         folder=prepared.bench.folder / "checkpoints" / plan.who,
