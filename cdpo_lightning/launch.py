@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine and watches over them; a run of one process, or one that was started elsewhere, just runs.
+"""Starts the ranks of a run on this machine and watches over them; one process, or one that was started elsewhere, just runs.
 
 Each rank is a process of its own that reads the configuration as it was resolved here, so all have the same folder and a sweep can
 run jobs of several ranks. The first failure ends all ranks and is the one that is told; none outlives the process that started it.

@@ -68,10 +68,9 @@ def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) ->
     config = prepared.bench.config
     policies: dict[str, nn.Module] = {}
     if "policy" in config.stages:
-        for who in [*config.method.baselines, config.who]:
-            if who not in policies:
-                policies[who], found = train_policy(prepared, who, screen)
-                metrics |= found
+        for who in config.trained:
+            policies[who], found = train_policy(prepared, who, screen)
+            metrics |= found
     metrics = _measured(metrics | judge_all(prepared, policies, screen))
     if ranks.first():
         for who, policy in policies.items():

@@ -64,7 +64,7 @@ def _open(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Any:
         tags=_tags(config, facts),
         reinit="finish_previous",
     )
-    define_axes(run, config.who, [who for who in config.method.baselines if who != config.who])
+    define_axes(run, config.who, [who for who in config.trained if who != config.who])
     return run
 
 

@@ -77,6 +77,7 @@ class ClosedFormConfig:
     off_grammar_share: float = 0.25  # share of pairs with one response outside the grammar
     off_grammar_reward: float = -3.0
     off_grammar_cost: float = 3.0
+    withheld: float = 0.0  # share of each prompt's responses, the best by true reward - cost, that no pair holds
     scores: str = "learned"  # learned: the trained score models; oracle: the truth
 
     def __post_init__(self) -> None:
@@ -89,6 +90,7 @@ class ClosedFormConfig:
         require(abs(self.correlation) <= 0.85, "dataset.correlation", self.correlation, "-0.85 to 0.85")
         require(0 <= self.risk_share <= 0.25, "dataset.risk_share", self.risk_share, "0 to 0.25")
         require(0 <= self.off_grammar_share < 1, "dataset.off_grammar_share", self.off_grammar_share, "[0, 1)")
+        require(0 <= self.withheld <= 0.5, "dataset.withheld", self.withheld, "0 to 0.5")
         choice("dataset.scores", self.scores, ("learned", "oracle"))
 
 

@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
+from cdpo_lightning.config.methods import MethodConfig, PPOConfig, PrimalDualConfig
 from cdpo_lightning.config.run import RunConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
     FitConfig,
     LoggerConfig,
-    MethodConfig,
     PolicyConfig,
     ScorerConfig,
     TrainerConfig,
@@ -34,6 +34,8 @@ _GROUPS: dict[str, type] = {
     "policy": PolicyConfig,
     "constraint": ConstraintConfig,
     "method": MethodConfig,
+    "primal_dual": PrimalDualConfig,
+    "ppo": PPOConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
     "logger": LoggerConfig,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cdpo_lightning.config.checks import choice, require
+from cdpo_lightning.config.methods import require_lambda
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ConstraintConfig:
     kind: str = "dual"
     c_limit: float = -0.5  # cost units of the cost model in use
     update: str = "newton"
-    lambda_init: float | str = 0.0  # reward per cost; or one_shot
+    lambda_init: float | str = 0.0  # reward per cost; one_shot; or, in the closed-form world, exact
     lambda_lr: float = 0.5  # projected, log, pi
     lambda_max: float = 20.0
     proportional: float = 0.5  # pi: weight of the violation itself, in units of lambda_lr
@@ -104,10 +105,7 @@ class ConstraintConfig:
     def __post_init__(self) -> None:
         choice("constraint.kind", self.kind, ("dual", "fixed", "none"))
         choice("constraint.update", self.update, ("projected", "newton", "log", "pi"))
-        if isinstance(self.lambda_init, str):
-            choice("constraint.lambda_init", self.lambda_init, ("one_shot",))
-        else:
-            require(self.lambda_init >= 0, "constraint.lambda_init", self.lambda_init, "0 or more, or one_shot")
+        require_lambda("constraint.lambda_init", self.lambda_init)
         require(self.lambda_max > 0, "constraint.lambda_max", self.lambda_max, "more than 0")
         require(self.lambda_lr > 0, "constraint.lambda_lr", self.lambda_lr, "more than 0")
         require(0 < self.damping <= 1, "constraint.damping", self.damping, "(0, 1]")
@@ -121,20 +119,6 @@ class ConstraintConfig:
             lam, highest = self.lambda_init, self.lambda_max
             require(lam <= highest, "constraint.lambda_init", lam, f"at most constraint.lambda_max, {highest:g}")
             require(lam > 0 or self.update != "log", "constraint.lambda_init", lam, "more than 0 with update=log")
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """What is trained: the policy that `constraint.kind` names, and baselines beside it."""
-
-    name: str = "cdpo"
-    baselines: list[str] = field(default_factory=list)
-    cost_only_lambda: float = 10.0  # lambda of the baseline `cost_only`
-
-    def __post_init__(self) -> None:
-        for baseline in self.baselines:
-            choice("method.baselines", baseline, ("dpo", "cost_only"))
-        require(self.cost_only_lambda > 0, "method.cost_only_lambda", self.cost_only_lambda, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -172,7 +156,7 @@ class TrainerConfig:
         choice("trainer.strategy", self.strategy, ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"))
         choice("trainer.gather", self.gather, ("round", "layer"))
         require(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
-        require(self.zero or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed")
+        require(self.zero > 0 or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed")
         require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")
         require(self.num_threads >= 0, "trainer.num_threads", self.num_threads, "0 (torch decides) or more")
         accumulate = self.accumulate_grad_batches
@@ -180,7 +164,6 @@ class TrainerConfig:
         require(self.log_every_n_steps >= 1, "trainer.log_every_n_steps", self.log_every_n_steps, "at least 1")
         require(self.inference_batch >= 1, "trainer.inference_batch", self.inference_batch, "at least 1")
         require(self.sample_batch >= 1, "trainer.sample_batch", self.sample_batch, "at least 1")
-
 
     @property
     def processes(self) -> int:

@@ -35,9 +35,7 @@ def reward_model_loss(score: Tensor, pairs: Tensor) -> Tensor:
     return bradley_terry_loss(score[pairs[:, 0]], score[pairs[:, 1]]).sum() / max(1, len(pairs))
 
 
-def cost_model_loss(
-    score: Tensor, pairs: Tensor, sign: Tensor, pair_weight: float = 1.0, sign_weight: float = 1.0
-) -> Tensor:
+def cost_model_loss(score: Tensor, pairs: Tensor, sign: Tensor, pair_weight: float = 1.0, sign_weight: float = 1.0) -> Tensor:
     """Mean Bradley-Terry loss over pairs + 2 * mean sign loss over signed responses, in nats, scalar [C-DPO, Eq. 5].
 
     `score` [N] cost; `pairs` [P, 2] long: the MORE HARMFUL response, then the other; `sign` [N] in {-1, 0, +1}. Eq. 5

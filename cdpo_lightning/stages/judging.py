@@ -25,9 +25,8 @@ def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen
     prompts = prompts[: config.evaluation.prompts] if config.evaluation.prompts else prompts
     rows: list[dict[str, object]] = []
     with screen.stage("evaluate") as done:
-        for who, policy in {"reference": prepared.reference, **policies}.items():
+        for policy, names in _judged(prepared, policies):
             measured = prepared.judge.measure(policy, prompts, config.evaluation.samples_per_prompt, config.seed + 7_000_003)
-            names = [who, "sft"] if who == "reference" and "sft" in config.stages else [who]
             for name in names:
                 metrics |= policy_metrics(name, measured, config.constraint.c_limit)
                 rows += sample_rows(name, measured)
@@ -35,6 +34,13 @@ def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen
     if ranks.first():
         write_jsonl(prepared.bench.folder / "samples.jsonl", rows)
     return metrics
+
+
+def _judged(prepared: Prepared, policies: dict[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
+    """Every policy once with the names it goes by: SFT is the reference."""
+    fine_tuned = ["sft"] if "sft" in prepared.bench.config.stages or "sft" in policies else []
+    others = [(policy, [who]) for who, policy in policies.items() if who != "sft"]
+    return [(prepared.reference, ["reference", *fine_tuned]), *others]
 
 
 def exact_problem(prepared: Prepared) -> ExactProblem | None:
@@ -67,15 +73,16 @@ def _exact_metrics(prepared: Prepared, policies: dict[str, nn.Module]) -> Metric
         return {}
     trainer = prepared.bench.config.trainer
     metrics: Metrics = {**problem.metrics()}
-    judged = {"reference": prepared.reference, **policies}
-    for who, policy in judged.items():
-        metrics |= problem.judge(who, policy, trainer.inference_batch, trainer.precision)
+    for policy, names in _judged(prepared, policies):
+        for who in names:
+            metrics |= problem.judge(who, policy, trainer.inference_batch, trainer.precision)
     if ranks.first():
         _write_frontier(prepared, problem)
     return metrics
 
 
 def _write_frontier(prepared: Prepared, problem: ExactProblem) -> None:
+    """frontier.csv."""
     frontier = problem.frontier()
     with whole_file(prepared.bench.folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(frontier[0]))

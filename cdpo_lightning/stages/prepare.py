@@ -14,6 +14,7 @@ from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_table import PairTable
+from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
 from cdpo_lightning.models.causal_lm import reads_packed
@@ -22,7 +23,7 @@ from cdpo_lightning.scoring import Judge
 from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.constants import Constants, make_table, stored_reference_logp, stored_scores
 from cdpo_lightning.stages.scorers import make_scorer
-from cdpo_lightning.stages.sft import fine_tune
+from cdpo_lightning.stages.sft import fine_tune, sft_spent
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Prepared:
     reference: nn.Module
     reference_identity: str
     table: PairTable
+    pairs: list[PreferencePair]  # of the table, with what people said of them
     prompts: list[str]
     metrics: Metrics
 
@@ -58,7 +60,7 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
             reference, artifact = fine_tune(bench, base)
             identity = f"sft:{artifact.key}"
             done(artifact.meta)
-        metrics |= artifact.meta
+        metrics |= artifact.meta | sft_spent(bench).metrics("sft")
     scorers = {}
     for kind in ("reward", "cost"):
         with screen.stage(kind) as done:
@@ -76,9 +78,9 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
         precision=config.trainer.precision,
     )
     with screen.stage("constants") as done:
-        table, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
+        table, pairs, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
         done({"responses": len(table.responses), "pairs": len(table)})
-    return Prepared(bench, judge, reference, identity, table, prompts, metrics | cut)
+    return Prepared(bench, judge, reference, identity, table, pairs, prompts, metrics | cut)
 
 
 def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:

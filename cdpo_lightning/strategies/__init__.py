@@ -42,4 +42,3 @@ def whole_model(trainer: L.Trainer, model: nn.Module) -> AbstractContextManager[
     """The model with all its parameters on this rank, to sample from and to save, while it is being trained."""
     strategy = trainer.strategy
     return strategy.whole_model(model) if isinstance(strategy, ZeroStrategy) else nullcontext(model)
-
