@@ -18,16 +18,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from omegaconf import OmegaConf
-
 from cdpo_lightning import pipeline, ranks
-from cdpo_lightning.config import RunConfig, parse, to_yaml
+from cdpo_lightning.config import RunConfig, parse
 from cdpo_lightning.errors import CDPOError, ConfigError, RankError
 from cdpo_lightning.evaluation import Metrics
 
+check = pipeline.check
 INTERRUPTED = 130  # exit status of a rank that was told to stop and has written its checkpoint
 _REFUSED = 2
 _GRACE = 5.0  # seconds for the other ranks to end by themselves after one has failed
@@ -47,7 +47,7 @@ def run(config: RunConfig) -> Metrics:
 
 
 def _watched(config: RunConfig, folder: Path) -> Metrics:
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(asdict(config)), encoding="utf-8")
     processes = _start(config.trainer.processes, folder)
     with _passed_on(processes):
         _wait(processes, folder)
@@ -166,7 +166,7 @@ def main() -> int:
 
     sys.excepthook = crashed
     try:
-        metrics = pipeline.run(parse(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+        metrics = pipeline.run(parse(json.loads((folder / "config.json").read_text(encoding="utf-8"))))  # type: ignore[arg-type]
     except CDPOError as error:
         _tell(folder, True, str(error))
         os._exit(_REFUSED)

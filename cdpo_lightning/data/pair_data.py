@@ -33,9 +33,9 @@ class PolicyBatch:
     reference_logp: Tensor
     pair: Tensor  # [B, 2] into the responses
     target: Tensor
-    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
     anchor_rows: PackedRows | None = None
     anchor_weight: Tensor | None = None
+    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
     anchor_share: float = 1.0  # as `weight`, of the mean over the anchor's prompts
     temperature: float | None = None  # of the loss, per nat; None: beta of the configuration
 

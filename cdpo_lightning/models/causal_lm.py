@@ -191,11 +191,11 @@ def settle_rows(model: nn.Module, where: str) -> None:
     """
     model.packs = packs(model)  # type: ignore[assignment]
     prompt, *responses = _probe(model)
-    rows = pack([(prompt, responses)])
-    if not model.packs and not _agree(response_logp(model, rows).tolist(), model, prompt, responses):
+    found = response_logp(model, pack([(prompt, responses)])).tolist()
+    if not model.packs and not _agree(found, model, prompt, responses):
         raise ModelError(
-            f"{where}: {type(model).__name__} gives other log-probabilities in a padded batch than one sequence at a time, "
-            "expected the same; choose another model"
+            f"{where}: {type(model).__name__} gives log-probabilities {found} in a padded batch, expected finite numbers and "
+            "those of one sequence at a time; choose another model"
         )
 
 

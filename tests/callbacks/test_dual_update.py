@@ -219,7 +219,7 @@ class Loop:
 
     def end_epoch(self, epoch=0, weight=0.0):
         torch.nn.init.constant_(self.module.model.weight, weight)
-        trainer = SimpleNamespace(current_epoch=epoch, global_step=10 * (epoch + 1), datamodule=self.data)
+        trainer = SimpleNamespace(current_epoch=epoch, global_step=10 * (epoch + 1), datamodule=self.data, strategy=None)
         self.callback.on_train_epoch_end(trainer, self.module)
 
 

@@ -59,7 +59,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "wrong type": (["policy.epochs=many"], r"policy\.epochs: .*'many'"),
     "out of range": (["sft.lr=-1"], r"sft\.lr=-1\.0: expected more than 0"),
     "unknown choice": (["policy.loss=kto"], r"policy\.loss=kto: expected one of sigmoid, ipo, hinge"),
-    "unknown experiment": (["+experiment=nope"], r"experiment=nope: not found; conf/experiment has llama2_cdpo, smollm2_cdpo"),
+    "unknown experiment": (["+experiment=nope"], r"experiment=nope: not found; conf/experiment has llama2_cdpo, "),
     "experiment without +": (["experiment=nope"], r".*'experiment'.* \+experiment=nope$"),
     "unknown file of a group": (["dataset=nope"], r"dataset=nope: not found; conf/dataset has closed_form, "),
     "a number for a group": (["dataset=3"], r".*a group is chosen by the name of its file"),
