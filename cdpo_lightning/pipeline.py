@@ -18,13 +18,14 @@ from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.evaluation import Metrics
-from cdpo_lightning.export import export_policy
+from cdpo_lightning.export import export_policy, export_scorer
 from cdpo_lightning.models.causal_lm import resolve_precision
 from cdpo_lightning.run_folder import find_run, git_commit
 from cdpo_lightning.stages.bench import load_tokenizer, require_context, require_examples
-from cdpo_lightning.stages.judging import judge_all
+from cdpo_lightning.stages.judging import judge_all, judge_by_samples
 from cdpo_lightning.stages.policy import train_policy
-from cdpo_lightning.stages.prepare import prepare
+from cdpo_lightning.stages.prepare import convene, prepare
+from cdpo_lightning.stages.visitors import alone, visitors
 from cdpo_lightning.training import require_hardware, require_logger
 
 
@@ -37,7 +38,7 @@ def run(config: RunConfig) -> Metrics:
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
     prepared = prepare(config, folder, screen)
-    metrics: Metrics = {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
+    metrics = _origin(config)
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
     policies: dict[str, nn.Module] = {}
     if "policy" in config.stages:
@@ -50,8 +51,32 @@ def run(config: RunConfig) -> Metrics:
         export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)
     ledger = prepared.bench.store.ledger
     metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
+    for kind in ("reward", "cost"):
+        export_scorer(getattr(prepared.judge, kind), folder / "export" / kind, kind)
     metrics["run/wall_seconds"] = time.perf_counter() - start
     prepared.bench.history.write()
+    return _finish(metrics, config, folder, screen)
+
+
+def evaluate(config: RunConfig) -> Metrics:
+    """Judges `policy=FOLDER`, any Hugging Face model, like a policy trained here; what it found, as metrics.json holds it."""
+    start = time.perf_counter()
+    config, folder = _admitted(alone(config))
+    config = replace(config, run_dir=str(folder))
+    screen = Screen(config)
+    court = convene(config, folder, screen)
+    judged = {f"run/{who}": path for who, path in zip(config.judges, config.judged, strict=True)}
+    metrics: Metrics = {**_origin(config), "run/method": config.judges[0], **judged, **court.metrics}
+    metrics |= {"dual/c_limit": config.constraint.c_limit, **judge_by_samples(court, visitors(court), screen)}
+    return _finish(_measured(metrics) | {"run/wall_seconds": time.perf_counter() - start}, config, folder, screen)
+
+
+def _origin(config: RunConfig) -> Metrics:
+    return {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
+
+
+def _finish(metrics: Metrics, config: RunConfig, folder: Path, screen: Screen) -> Metrics:
+    """Writes metrics.json and the report, and ends the screen."""
     write_json(folder / "metrics.json", metrics)
     if "report" in config.stages:
         report.build(folder)
@@ -74,9 +99,9 @@ def _admitted(config: RunConfig) -> tuple[RunConfig, Path]:
     return config, find_run(config)
 
 
-def objective(config: RunConfig, metrics: Metrics) -> float | None:
+def objective(config: RunConfig, metrics: Metrics | None) -> float | None:
     """What a sweep maximises: the run's E[reward] if its E[cost] meets the limit, else minus infinity; None if not evaluated."""
-    reward, cost = (metrics.get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
+    reward, cost = ((metrics or {}).get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
     if not isinstance(reward, float) or not isinstance(cost, float):
         return None
     return reward if cost <= config.constraint.c_limit else -float("inf")
@@ -86,7 +111,7 @@ def check(config: RunConfig) -> None:
     """Composes and checks all that needs no training: folder, hardware, data, audit, tokenizer, lengths; prints the plan."""
     config, folder = _admitted(config)
     screen = Screen(config)
-    corpus = load_corpus(config.dataset, config.seed)
+    corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     screen.data(corpus)
     require_examples(config, corpus)
     tokenizer = load_tokenizer(config)

@@ -59,6 +59,7 @@ class ModelScorer:
     precision: str
     identity: str
     unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
+    published: bool = False  # not trained here
 
     @torch.no_grad()
     def score(self, texts: Sequence[Text]) -> Tensor:
@@ -139,24 +140,35 @@ class Judge:
     sample_batch: int
     precision: str
 
-    def measure(self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int) -> Measurement:
-        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats."""
-        ids = [self.encoder.prompt(prompt) for prompt in prompts]
+    def draw(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
+    ) -> tuple[list[Sample], list[Text]]:
+        """`samples_per_prompt` samples of the policy for each prompt, and their texts."""
         device = next(model.parameters()).device
         training = model.training
         model.eval()
         with numerics(self.precision, device):
             samples = sample(
                 model,
-                ids,
+                [encoder.prompt(prompt) for prompt in prompts],
                 samples_per_prompt,
-                self.encoder.max_response,
-                self.encoder.eos,
+                encoder.max_response,
+                encoder.eos,
                 seed,
                 self.sample_batch,
             )
         model.train(training)
-        texts = [(prompts[s.prompt], self.encoder.decode(s.tokens)) for s in samples]
+        return samples, [(prompts[s.prompt], encoder.decode(s.tokens)) for s in samples]
+
+    def measure(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder | None = None
+    ) -> Measurement:
+        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats.
+
+        A policy with an encoder of its own reads other tokens than the reference: its `reference_logp` is nan, not known.
+        """
+        samples, texts = self.draw(model, prompts, samples_per_prompt, seed, encoder or self.encoder)
+        unknown = torch.full((len(samples),), torch.nan, dtype=torch.float64)
         return Measurement(
             samples=samples,
             texts=texts,
@@ -164,7 +176,7 @@ class Judge:
             reward=self.reward.score(texts),
             cost=self.cost.score(texts),
             policy_logp=torch.tensor([s.logp for s in samples], dtype=torch.float64),
-            reference_logp=self._reference_logp(ids, samples),
+            reference_logp=unknown if encoder else self._reference_logp([self.encoder.prompt(p) for p in prompts], samples),
             scored=len(set(texts)),
         )
 
