@@ -17,9 +17,9 @@ def main(config: DictConfig) -> float | None:
     """One run or one job of a sweep; the sweep goes on after a job that is refused, whose objective is nan."""
     try:
         parsed = parse(config)
-        from cdpo_lightning.launch import check, run  # takes seconds: a typing error is answered at once
+        from cdpo_lightning.launch import check, evaluate, run  # takes seconds: a typing error is answered at once
 
-        return check(parsed) if parsed.mode == "check" else objective(parsed, run(parsed))
+        return objective(parsed, {"run": run, "evaluate": evaluate, "check": check}[parsed.mode](parsed))
     except CDPOError as error:
         return refuse(str(error))
 

@@ -27,7 +27,7 @@ from cdpo_lightning.config import RunConfig, parse
 from cdpo_lightning.errors import CDPOError, ConfigError, RankError
 from cdpo_lightning.evaluation import Metrics
 
-check = pipeline.check
+check, evaluate = pipeline.check, pipeline.evaluate
 INTERRUPTED = 130  # exit status of a rank that was told to stop and has written its checkpoint
 _REFUSED = 2
 _GRACE = 5.0  # seconds for the other ranks to end by themselves after one has failed
@@ -166,7 +166,7 @@ def main() -> int:
 
     sys.excepthook = crashed
     try:
-        metrics = pipeline.run(parse(json.loads((folder / "config.json").read_text(encoding="utf-8"))))  # type: ignore[arg-type]
+        metrics = pipeline.run(parse(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     except CDPOError as error:
         _tell(folder, True, str(error))
         os._exit(_REFUSED)

@@ -19,13 +19,14 @@ from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.evaluation import Metrics
-from cdpo_lightning.export import export_policy
+from cdpo_lightning.export import export_policy, export_scorer
 from cdpo_lightning.models.causal_lm import resolve_precision
 from cdpo_lightning.run_folder import find_run, git_commit
 from cdpo_lightning.stages.bench import load_tokenizer, require_context, require_examples
-from cdpo_lightning.stages.judging import judge_all
+from cdpo_lightning.stages.judging import judge_all, judge_by_samples
 from cdpo_lightning.stages.policy import train_policy
-from cdpo_lightning.stages.prepare import Prepared, prepare
+from cdpo_lightning.stages.prepare import Prepared, convene, prepare
+from cdpo_lightning.stages.visitors import alone, visitors
 from cdpo_lightning.training import require_hardware, require_logger
 
 
@@ -45,16 +46,13 @@ def _run(config: RunConfig) -> Metrics:
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
     prepared = prepare(config, folder, screen)
-    metrics: Metrics = {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
+    metrics = _origin(config)
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
     with watched(config, folder, metrics) as watch:
         metrics = _trained_and_judged(prepared, metrics, screen)
         metrics["run/wall_seconds"] = time.perf_counter() - start
         prepared.bench.history.write()
-        if ranks.first():
-            write_json(folder / "metrics.json", metrics)
-            if "report" in config.stages:
-                report.build(folder)
+        _write(metrics, config, folder)
         if watch is not None:
             publish(watch, config, folder, metrics, report.rows(metrics))
     if ranks.first():
@@ -76,7 +74,40 @@ def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) ->
         for who, policy in policies.items():
             export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
     ledger = prepared.bench.store.ledger
-    return metrics | {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
+    metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
+    if ranks.first():
+        for kind in ("reward", "cost"):
+            export_scorer(getattr(prepared.judge, kind), prepared.bench.folder / "export" / kind, kind)
+    return metrics
+
+
+def evaluate(config: RunConfig) -> Metrics:
+    """Judges `policy=FOLDER`, any Hugging Face model, like a policy trained here; what it found, as metrics.json holds it."""
+    start = time.perf_counter()
+    config, folder = _admitted(alone(config))
+    config = replace(config, run_dir=str(folder))
+    screen = Screen(config)
+    court = convene(config, folder, screen)
+    judged = {f"run/{who}": path for who, path in zip(config.judges, config.judged, strict=True)}
+    metrics: Metrics = {**_origin(config), "run/method": config.judges[0], **judged, **court.metrics}
+    metrics |= {"dual/c_limit": config.constraint.c_limit, **judge_by_samples(court, visitors(court), screen)}
+    metrics = _measured(metrics) | {"run/wall_seconds": time.perf_counter() - start}
+    _write(metrics, config, folder)
+    screen.end(metrics, folder)
+    return metrics
+
+
+def _origin(config: RunConfig) -> Metrics:
+    return {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
+
+
+def _write(metrics: Metrics, config: RunConfig, folder: Path) -> None:
+    """metrics.json and the report, by the first rank."""
+    if not ranks.first():
+        return
+    write_json(folder / "metrics.json", metrics)
+    if "report" in config.stages:
+        report.build(folder)
 
 
 def _measured(metrics: Metrics) -> Metrics:
@@ -98,7 +129,7 @@ def check(config: RunConfig) -> None:
     """Composes and checks all that needs no training: folder, hardware, data, audit, tokenizer, lengths; prints the plan."""
     config, folder = _admitted(config)
     screen = Screen(config)
-    corpus = load_corpus(config.dataset, config.seed)
+    corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     screen.data(corpus)
     require_examples(config, corpus)
     tokenizer = load_tokenizer(config)

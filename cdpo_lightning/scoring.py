@@ -63,6 +63,7 @@ class ModelScorer:
     precision: str
     identity: str
     unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
+    published: bool = False  # not trained here
 
     @torch.no_grad()
     def score(self, texts: Sequence[Text]) -> Tensor:
@@ -148,15 +149,27 @@ class Judge:
     sample_batch: int
     precision: str
 
-    def measure(self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int) -> Measurement:
-        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats."""
-        ids = [self.encoder.prompt(prompt) for prompt in prompts]
+    def draw(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
+    ) -> tuple[list[Sample], list[Text]]:
+        """`samples_per_prompt` samples of the policy for each prompt, and their texts."""
         training = model.training
         model.eval()
-        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed))
+        ids = [encoder.prompt(prompt) for prompt in prompts]
+        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed, encoder))
         model.train(training)
         samples = [replace(s, prompt=number) for number, own in enumerate(drawn) for s in own]
-        texts = [(prompts[s.prompt], self.encoder.decode(s.tokens)) for s in samples]
+        return samples, [(prompts[s.prompt], encoder.decode(s.tokens)) for s in samples]
+
+    def measure(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder | None = None
+    ) -> Measurement:
+        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats.
+
+        A policy with an encoder of its own reads other tokens than the reference: its `reference_logp` is nan, not known.
+        """
+        samples, texts = self.draw(model, prompts, samples_per_prompt, seed, encoder or self.encoder)
+        unknown = torch.full((len(samples),), torch.nan, dtype=torch.float64)
         return Measurement(
             samples=samples,
             texts=texts,
@@ -164,13 +177,14 @@ class Judge:
             reward=self.reward.score(texts),
             cost=self.cost.score(texts),
             policy_logp=torch.tensor([s.logp for s in samples], dtype=torch.float64),
-            reference_logp=self._reference_logp(ids, samples),
+            reference_logp=unknown if encoder else self._reference_logp([self.encoder.prompt(p) for p in prompts], samples),
             scored=len(set(texts)),
         )
 
-    def _samples(self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int) -> list[list[Sample]]:
+    def _samples(
+        self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
+    ) -> list[list[Sample]]:
         """The samples of each prompt."""
-        encoder = self.encoder
         with numerics(self.precision, next(model.parameters()).device):
             found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
         return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]

@@ -61,16 +61,18 @@ class RunConfig:
     evaluation: EvaluationConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    judged: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
 
     def __post_init__(self) -> None:
-        choice("mode", self.mode, ("run", "check"))
+        choice("mode", self.mode, ("run", "check", "evaluate"))
+        self._require_judged()
         for stage in self.stages:
             choice("stages", stage, STAGES)
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         if self.constraint.kind == "dual":
             every, epochs = self.constraint.every_k_epochs, self.policy.epochs
             require(every <= epochs, "constraint.every_k_epochs", every, f"at most policy.epochs, {epochs}: one round")
-        if not self.model.path:
+        if not self.model.path and not self.alone:
             if not isinstance(self.dataset, ClosedFormConfig):
                 raise ConfigError(
                     "model.path is empty: a model built here knows only the words of dataset=closed_form; name a model"
@@ -99,6 +101,25 @@ class RunConfig:
     def _require_world(self, needed: bool, key: str, value: str) -> None:
         enumerated = isinstance(self.dataset, ClosedFormConfig)
         require(enumerated or not needed, key, value, "another value: only responses of dataset=closed_form can be enumerated")
+
+    def _require_judged(self) -> None:
+        """Raises:
+        ConfigError: mode=evaluate without a policy to judge, or a folder to judge in another mode.
+        """
+        if bool(self.judged) != (self.mode == "evaluate"):
+            if self.mode == "evaluate":
+                raise ConfigError("mode=evaluate: expected policy=FOLDER with it, the model to judge")
+            raise ConfigError(f"policy={'+'.join(self.judged)}: expected policy.KEY=VALUE; a folder is judged with mode=evaluate")
+
+    @property
+    def alone(self) -> bool:
+        """Whether policies are judged on files without a model that they come from: with published score models only."""
+        return bool(self.judged) and not self.model.path and not isinstance(self.dataset, ClosedFormConfig)
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The names under which the folders to judge are reported."""
+        return ("policy",) if len(self.judged) == 1 else tuple(f"policy_{i}" for i, _ in enumerate(self.judged, 1))
 
     @property
     def who(self) -> str:

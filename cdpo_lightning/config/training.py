@@ -125,8 +125,10 @@ class ConstraintConfig:
 class EvaluationConfig:
     """Every policy is judged on the same seeded prompts, temperature 1."""
 
-    prompts: int = 0  # 0: all
+    prompts: int = 0  # evenly spread over the file; 0: all
     samples_per_prompt: int = 32
+    refusal_prompts: str = ""  # XSTest's; empty: over-refusal is not measured
+    truthfulqa: str = ""  # its multiple choice; empty: not measured
 
     def __post_init__(self) -> None:
         require(self.prompts >= 0, "evaluation.prompts", self.prompts, "0 (all) or more")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from cdpo_lightning.config import ClosedFormConfig, FilesConfig
+from cdpo_lightning.config import ClosedFormConfig, EvaluationConfig, FilesConfig
 from cdpo_lightning.data import audit, closed_form, sources
 from cdpo_lightning.data.answers import pair_answers
 from cdpo_lightning.data.closed_form import World
-from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, PreferencePair
+from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, MultipleChoice, PreferencePair
 from cdpo_lightning.data.rows import is_unpinned
 
 T = TypeVar("T")
@@ -47,6 +47,8 @@ class Corpus:
     cost: Split[ScoreExample]
     pairs: list[PreferencePair]
     prompts: list[EvaluationPrompt]
+    refusal_prompts: list[EvaluationPrompt] = field(default_factory=list)
+    questions: list[MultipleChoice] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     metrics: dict[str, int] = field(default_factory=dict)
     world: World | None = None
@@ -180,6 +182,24 @@ def _notices(config: FilesConfig) -> list[str]:
     ]
 
 
-def load_corpus(config: ClosedFormConfig | FilesConfig, seed: int) -> Corpus:
-    """The data of the run."""
-    return closed_form_corpus(config, seed) if isinstance(config, ClosedFormConfig) else files_corpus(config, seed)
+def load_corpus(config: ClosedFormConfig | FilesConfig, evaluation: EvaluationConfig, seed: int) -> Corpus:
+    """The data of the run, what only the evaluation reads included: a file that is missing is found before anything is trained.
+
+    Raises:
+        DataError: a file is missing or breaks its contract, or the audit's policy is `error` and there is a conflict.
+    """
+    corpus = closed_form_corpus(config, seed) if isinstance(config, ClosedFormConfig) else files_corpus(config, seed)
+    more = {"refusal_prompts": evaluation.refusal_prompts, "truthfulqa": evaluation.truthfulqa}
+    return replace(
+        corpus,
+        refusal_prompts=sources.refusal_prompts(evaluation.refusal_prompts) if evaluation.refusal_prompts else [],
+        questions=sources.multiple_choice(evaluation.truthfulqa) if evaluation.truthfulqa else [],
+        notices=[*corpus.notices, *[sources.licence_notice(name) for name, path in more.items() if path]],
+    )
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, evenly spread over them, since files are often sorted by category; 0: all."""
+    if not 0 < count < len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

@@ -27,22 +27,38 @@ from cdpo_lightning.stages.sft import fine_tune, sft_spent
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that is constant while policies are trained."""
+class Court:
+    """What any policy is judged with, trained here or elsewhere."""
 
     bench: Bench
     judge: Judge
     reference: nn.Module
     reference_identity: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Prepared(Court):
+    """Everything that is constant while policies are trained."""
+
     table: PairTable
     pairs: list[PreferencePair]  # of the table, with what people said of them
     prompts: list[str]
-    metrics: Metrics
 
 
 def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
     """Data, reference, scorers and the constants of the pairs."""
-    corpus = load_corpus(config.dataset, config.seed)
+    court = convene(config, folder, screen)
+    bench, judge, identity = court.bench, court.judge, court.reference_identity
+    with screen.stage("constants") as done:
+        table, pairs, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
+        done({"responses": len(table.responses), "pairs": len(table)})
+    return Prepared(bench, judge, court.reference, identity, court.metrics | cut, table, pairs, prompts)
+
+
+def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
+    """Data, reference and scorers; the run's folder is begun."""
+    corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     screen.data(corpus)
     require_examples(config, corpus)
     store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
@@ -77,10 +93,7 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
         sample_batch=config.trainer.sample_batch,
         precision=config.trainer.precision,
     )
-    with screen.stage("constants") as done:
-        table, pairs, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
-        done({"responses": len(table.responses), "pairs": len(table)})
-    return Prepared(bench, judge, reference, identity, table, pairs, prompts, metrics | cut)
+    return Court(bench, judge, reference, identity, metrics)
 
 
 def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:

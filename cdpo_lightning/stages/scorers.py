@@ -110,7 +110,7 @@ def published_scorer(bench: Bench, kind: str) -> tuple[Scorer, dict[str, Any]]:
     template = config.template or bench.config.model.template
     read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, config.max_tokens, config.sign)
     identity = f"{kind}:{digest(*read)}"
-    scorer = replace(_as_scorer(bench, kind, model, identity, float(config.sign)), tokenizer=tokenizer)
+    scorer = replace(_as_scorer(bench, kind, model, identity, float(config.sign)), tokenizer=tokenizer, published=True)
     held_out = getattr(bench.corpus, kind).held_out
     made_of = {"scorer": identity, "rows": digest([asdict(e) for e in held_out]), "precision": bench.config.trainer.precision}
     checked = bench.store.get(f"{kind}_check", made_of, lambda: ({}, scorer_metrics(kind, scorer, held_out)))

@@ -48,7 +48,9 @@ def traces(folder: Path) -> dict[str, object]:
     """All that a run leaves and that must not depend on how often it was interrupted."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return {
-        "metrics": {key: value for key, value in metrics.items() if not key.startswith(VARYING) and not key.endswith("wall_seconds")},
+        "metrics": {
+            key: value for key, value in metrics.items() if not key.startswith(VARYING) and not key.endswith("wall_seconds")
+        },
         "history": (folder / "history.csv").read_text(encoding="utf-8").splitlines(),
         "samples": (folder / "samples.jsonl").read_text(encoding="utf-8"),
         "weights": {who: (folder / "export" / who / "model.safetensors").read_bytes() for who in ("dpo", "cdpo")},
