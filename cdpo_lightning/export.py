@@ -34,8 +34,7 @@ constraint is E[cost] <= C_limit, expectations over the policy's own samples at 
 def card(who: str, config: RunConfig, metrics: Mapping[str, Any]) -> str:
     """The model card: beta, C_limit, lambda and what was measured; what was not measured is left out."""
     facts: dict[str, Any] = {"beta": config.policy.beta, "C_limit": config.constraint.c_limit}
-    if who == config.who:
-        facts["lambda after the last round"] = metrics.get("dual/lambda")
+    facts["lambda after the last round"] = metrics.get("dual/lambda" if who == config.who else f"dual/{who}/lambda")
     facts |= {"E[reward]": metrics.get(f"eval/{who}/reward_mean"), "E[cost]": metrics.get(f"eval/{who}/cost_mean")}
     facts["meets the limit"] = metrics.get(f"eval/{who}/feasible")
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]

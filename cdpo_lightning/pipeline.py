@@ -138,4 +138,6 @@ def check(config: RunConfig) -> None:
     screen.say(f"run_dir    {folder}")
     for stage in config.stages:
         screen.say(f"stage      {stage}")
+    for plan in map(config.plan, config.trained if "policy" in config.stages else []):
+        screen.say(f"method     {plan.who} ({plan.recipe.trainer}, constraint {plan.constraint.kind})")
     screen.say("nothing was trained (mode=check)")

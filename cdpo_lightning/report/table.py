@@ -39,7 +39,11 @@ SUITE_KEYS = tuple(
 EXACT_KEYS = ("expected_cost", "expected_reward", "kl_to_optimum", "support_mass", "duality_gap")
 TRUTH_KEYS = ("expected_cost", "expected_reward")
 EVAL_KEYS = (*SAMPLED_KEYS, *PAIRED_KEYS, *SUITE_KEYS)
-FIELDS = ("who", *EVAL_KEYS, *(f"exact_{key}" for key in EXACT_KEYS), *(f"truth_{key}" for key in TRUTH_KEYS))
+BUDGET_KEYS = ("trained_tokens", "sampled_tokens", "scorer_forwards", "models_resident", "wall_seconds")
+FIELDS = (
+    *("who", *EVAL_KEYS, *(f"exact_{key}" for key in EXACT_KEYS), *(f"truth_{key}" for key in TRUTH_KEYS)),
+    *(f"budget_{key}" for key in BUDGET_KEYS),
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,13 @@ EXACT = (
     Column("true E[cost]", "truth_expected_cost", "fine"),
     Column("true E[reward]", "truth_expected_reward", "fine"),
 )
+BUDGET = (
+    Column("tokens trained on", "budget_trained_tokens", "count"),
+    Column("tokens sampled", "budget_sampled_tokens", "count"),
+    Column("scorer forwards", "budget_scorer_forwards", "count"),
+    Column("models resident", "budget_models_resident", "count"),
+    Column("seconds", "budget_wall_seconds", "coarse"),
+)
 
 
 def rows(metrics: Mapping) -> list[dict]:
@@ -102,7 +113,8 @@ def _row(metrics: Mapping, who: str) -> dict:
     sampled = {key: number(metrics, f"eval/{who}/{key}") for key in EVAL_KEYS}
     exact = {f"exact_{key}": number(metrics, f"exact/{who}/{key}") for key in EXACT_KEYS}
     truth = {f"truth_{key}": number(metrics, f"truth/{who}/{key}") for key in TRUTH_KEYS}
-    return {"who": who, **sampled, "feasible": feasible(metrics, who), **exact, **truth}
+    budget = {f"budget_{key}": number(metrics, f"budget/{who}/{key}") for key in BUDGET_KEYS}
+    return {"who": who, **sampled, "feasible": feasible(metrics, who), **exact, **truth, **budget}
 
 
 def cell(row: Mapping, column: Column) -> str:
@@ -112,6 +124,8 @@ def cell(row: Mapping, column: Column) -> str:
         return MISSING if value is None else str(value)
     if column.kind == "percent":
         return percent(value)
+    if column.kind == "count":
+        return MISSING if value is None else f"{value:,.0f}"
     written = fixed(value, {"fine": 3, "coarse": 1}.get(column.kind, 2))
     return written + _interval(row, column.field) if column.kind == "interval" else written
 
@@ -128,6 +142,7 @@ def tables(table: Sequence[Mapping]) -> list[tuple[str, tuple[Column, ...], list
         ("Differences on the same prompts (paired bootstrap over prompts)", PAIRED),
         ("Over-refusal and TruthfulQA", SUITE),
         ("Exact, by enumeration", EXACT),
+        ("What training took", BUDGET),
     )
     shown = [(heading, *_filled(columns, table)) for heading, columns in parts]
     return [part for part in shown if part[1]]
@@ -135,7 +150,7 @@ def tables(table: Sequence[Mapping]) -> list[tuple[str, tuple[Column, ...], list
 
 def _filled(columns: Sequence[Column], table: Sequence[Mapping]) -> tuple[tuple[Column, ...], list[Mapping]]:
     kept = tuple(column for column in columns if any(row[column.field] is not None for row in table))
-    # Sampled columns all stay, so that a dash says "not measured"; the exact ones exist in one world only.
+    # Sampled columns all stay, so that a dash says "not measured"; the exact ones exist in one world only, budgets not of all.
     kept = tuple(columns) if kept and columns is SAMPLED else kept
     return kept, [row for row in table if any(row[column.field] is not None for column in kept)]
 
