@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
+from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.pair_data import DualState, PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws, label_flips
 from cdpo_lightning.history import History
@@ -57,13 +58,6 @@ def next_lambda(c: ConstraintConfig, beta: float, state: DualState, cost: Estima
         proportional = c.lambda_lr * c.proportional
         return dual.pi_step(lam, state.integral, expected, c.c_limit, c.lambda_lr, proportional, c.lambda_max)
     return step, state.integral
-
-
-def choose_prompts(count: int, wanted: int, seed: int) -> Tensor:
-    """Numbers of the prompts of a round, in order: all of them if `wanted` is 0, else a seeded draw without replacement."""
-    if wanted in (0, count) or wanted > count:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
 
 
 def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_prompt: int, seed: int) -> PairTable:

@@ -15,7 +15,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(model.base_model).requires_grad_(True)
+        self.backbone: nn.Module = copy.deepcopy(model.base_model).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):  # nn.Linear draws what is set to zero at once
             self.head = nn.Linear(model.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)

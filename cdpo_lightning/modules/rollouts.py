@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from cdpo_lightning.config import ConstraintConfig, PPOConfig
-from cdpo_lightning.data.batching import LengthBuckets, sorted_batches
+from cdpo_lightning.data.batching import LengthBuckets, choose_prompts, sorted_batches
 from cdpo_lightning.data.packing import PackedRows, Row, pack, row_length
 from cdpo_lightning.data.pair_data import DualState
 from cdpo_lightning.maths import dual
@@ -63,9 +63,11 @@ class Rollouts(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[PPOBatch]:
         """The round of the present epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        measured = self.judge.measure(self.module.model, self.prompts, self.ppo.samples_per_prompt, self.seed * 100_003 + epoch + 1)
+        seed = self.seed * 100_003 + epoch + 1
+        prompts = [self.prompts[i] for i in choose_prompts(len(self.prompts), self.constraint.prompts, seed).tolist()]
+        measured = self.judge.measure(self.module.model, prompts, self.ppo.samples_per_prompt, seed)
         self.step(measured)
-        rows = self.episodes(measured)
+        rows = self.episodes(measured, prompts)
         size = max(1, self.ppo.batch_size // _PER_ROW)
         lengths = [row_length(*episode.row) for episode in rows]
         first = epoch * self.ppo.passes
@@ -77,7 +79,7 @@ class Rollouts(L.LightningDataModule):
         """Steps log lambda on the mean cost of the last `window` episodes [SafeRLHF]."""
         c, state = self.constraint, self.dual
         # Samples stand prompt by prompt: the i-th of every prompt first, so that a short window holds all prompts alike.
-        costs = measured.cost.view(len(self.prompts), -1).T.flatten().tolist()
+        costs = measured.cost.view(int(measured.prompt.max()) + 1, -1).T.flatten().tolist()
         self.window = [*self.window, *costs][-self.ppo.window :]
         mean = sum(self.window) / len(self.window)
         lam = dual.log_step(state.lam, mean, c.c_limit, c.lambda_lr, 1e-4, c.lambda_max)
@@ -107,10 +109,10 @@ class Rollouts(L.LightningDataModule):
             "dual/unfinished": sum(not s.finished for s in measured.samples) / len(measured.samples),
         }
 
-    def episodes(self, measured: Measurement) -> list[EpisodeRow]:
-        """The round's episodes with advantages under the present lambda."""
-        ids = [self.judge.encoder.prompt(prompt) for prompt in self.prompts]
-        per_prompt = len(measured.samples) // len(self.prompts)
+    def episodes(self, measured: Measurement, prompts: Sequence[str]) -> list[EpisodeRow]:
+        """The episodes of the round's prompts, with advantages under the present lambda."""
+        ids = [self.judge.encoder.prompt(prompt) for prompt in prompts]
+        per_prompt = len(measured.samples) // len(prompts)
         parts = [(p, range(i, min(i + _PER_ROW, per_prompt))) for p in range(len(ids)) for i in range(0, per_prompt, _PER_ROW)]
         rows: list[Row] = [(ids[p], [measured.samples[p * per_prompt + i].tokens for i in own]) for p, own in parts]
         token_6N = self._constants(rows, measured)

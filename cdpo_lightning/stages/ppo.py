@@ -18,14 +18,15 @@ from cdpo_lightning.stages.sft import sft_rows
 from cdpo_lightning.stages.spending import networks_of, trained
 from cdpo_lightning.training import Stage, make_logger
 
-_CRITICS = 2
-
 
 def train_ppo(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
     """The actor after the last round."""
     bench, config = prepared.bench, prepared.bench.config
     actor = freeze_lower(copy.deepcopy(prepared.reference).requires_grad_(True), config.model.trainable_layers)
-    module = PPOModule(actor, ValueModel(prepared.reference), ValueModel(prepared.reference), plan.ppo)
+    critics = ValueModel(prepared.reference), ValueModel(prepared.reference)
+    for critic in critics:
+        freeze_lower(critic.backbone, config.model.trainable_layers)
+    module = PPOModule(actor, *critics, plan.ppo)
     rows = sft_rows(bench, bench.corpus.demonstrations.train) if plan.ppo.ptx else []
     judge, constraint = prepared.judge, plan.constraint
     data = Rollouts(module, judge, prepared.prompts, constraint, plan.policy.beta, config.seed, rows)
@@ -38,5 +39,5 @@ def train_ppo(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
         logger = make_logger(config.logger, bench.folder, plan.who, baseline=plan.who != config.who)
         bench.fit(module, data, stage, callbacks=[log, budget], logger=logger)
         done({"lambda": data.dual.lam, "rounds": data.dual.round})
-    spent = trained(budget, data.dual, 1 + _CRITICS + networks_of(judge))
+    spent = trained(budget, data.dual, 1 + len(critics) + networks_of(judge))
     return Trained(module.model.to(bench.device).eval(), dual_metrics(data.dual, constraint, plan.ppo.lambda_init), {}, spent)

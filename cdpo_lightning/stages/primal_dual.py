@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cdpo_lightning.callbacks.dual_update import Feedback, by_score, next_lambda
 from cdpo_lightning.config import Plan, PrimalDualConfig
 from cdpo_lightning.console import Screen
+from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.objectives import CostPreference, LagrangianPreference, Objective
 from cdpo_lightning.data.pair_data import DualState
 from cdpo_lightning.data.pair_table import PairTable, draws
@@ -123,7 +124,8 @@ def _first_step(task: Task, prepared: Prepared, lam: float) -> tuple[float, Spen
     if constraint.kind != "dual":
         return lam, Spent()
     seed = prepared.bench.config.seed * 100_003
-    measured = task.judge.measure(task.start, prepared.prompts, constraint.samples_per_prompt, seed)
+    prompts = [prepared.prompts[i] for i in choose_prompts(len(prepared.prompts), constraint.prompts, seed).tolist()]
+    measured = task.judge.measure(task.start, prompts, constraint.samples_per_prompt, seed)
     cost = clustered_mean(task.feedback(measured.cost, seed), measured.prompt)
     variance = within_cluster_variance(measured.cost, measured.prompt)
     return next_lambda(constraint, task.policy.beta, DualState(lam, lam), cost, variance)[0], sampled([measured])

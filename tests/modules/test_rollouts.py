@@ -68,7 +68,7 @@ def test_the_constants_of_an_episode_while_the_policy_is_the_reference():
     measured = draw(data)
     data.step(measured)
     lam, place = data.dual.lam, 0
-    episodes = data.episodes(measured)
+    episodes = data.episodes(measured, data.prompts)
     logp = logp_of(data.module.model, [episode.row for episode in episodes], 64, "32-true")
     for episode in episodes:
         start = 0
@@ -91,7 +91,7 @@ def test_a_policy_that_left_the_reference_pays_for_it():
         parameter.data += 0.05 * torch.randn_like(parameter)
     measured = draw(data)
     data.step(measured)
-    first = torch.cat([e.token_6N for e in data.episodes(measured)], 1)
+    first = torch.cat([e.token_6N for e in data.episodes(measured, data.prompts)], 1)
     starts = torch.tensor([0, *[len(s.tokens) for s in measured.samples]]).cumsum(0)[:-1]
     kl = kl_coefficient(0.0, BETA, data.dual.lam) * (measured.policy_logp - measured.reference_logp)
     assert kl.abs().mean() > 0.01
