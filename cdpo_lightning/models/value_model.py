@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from cdpo_lightning.data.packing import PackedRows
 class ValueModel(nn.Module):
     """V(prompt and the response so far) before each of its tokens; the head starts at zero."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.backbone: nn.Module = copy.deepcopy(model.base_model).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):  # nn.Linear draws what is set to zero at once
