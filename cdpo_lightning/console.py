@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from cdpo_lightning import report
+from cdpo_lightning import ranks, report
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.data.corpus import Corpus
 
@@ -33,6 +34,8 @@ def quiet_libraries() -> None:
     there is no GPU.
     """
     disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".torch.distributed.*. is deprecated", category=FutureWarning)  # by DeepSpeed
+    set_verbosity_error()  # the table of weights that a part of a model leaves out; what is missing is refused by us
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -41,11 +44,10 @@ class Screen:
     """Prints one line as each stage ends."""
 
     def __init__(self, config: RunConfig) -> None:
-        rank = int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0"))
-        self.console = Console(quiet=rank > 0, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=not ranks.first(), highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, 100)  # of a file it is 80: too narrow for the final table
-        self.progress = self.console.is_terminal and rank == 0
+        self.progress = self.console.is_terminal and ranks.first()
         self._start = time.perf_counter()
         c = config.constraint
         goal = f"E[cost] <= {c.c_limit:g}" if c.kind == "dual" else f"constraint {c.kind}"

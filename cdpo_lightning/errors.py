@@ -25,5 +25,9 @@ class NumericsError(CDPOError, ArithmeticError):
     """A number that must be finite, or must agree with another, does not."""
 
 
+class RankError(CDPOError, RuntimeError):
+    """One of the processes of a run has ended before the others."""
+
+
 class StorageError(CDPOError, OSError):
     """A file could not be written whole (no space, no permission)."""

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 
 _FIRST = ("stage", "who", "epoch", "step", "round")
@@ -39,7 +40,9 @@ class History:
         ]
 
     def write(self) -> None:
-        """The whole table, in place of the old one."""
+        """The whole table, in place of the old one; by one rank."""
+        if not ranks.first():
+            return
         columns = sorted({name for row in self.rows for name in row}, key=_column_order)
         with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)

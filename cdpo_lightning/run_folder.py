@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import TEMPORARY, whole_file
 from cdpo_lightning.config import RunConfig, to_yaml
 from cdpo_lightning.errors import ConfigError
@@ -46,11 +47,15 @@ def _to_resume(config: RunConfig) -> Path:
 
 
 def find_run(config: RunConfig) -> Path:
-    """The run's folder, an old one if `resume`; nothing is written.
+    """The run's folder, an old one if `resume`; nothing is written. The first rank finds it: the others' clocks may differ.
 
     Raises:
         ConfigError: nothing to resume, or the folder holds a run of another configuration, one already begun, or is a file.
     """
+    return ranks.agreed(_find_run(config) if ranks.first() else Path())
+
+
+def _find_run(config: RunConfig) -> Path:
     folder = _to_resume(config) if config.resume else Path(config.run_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir={folder}: is a file; choose another folder")
@@ -68,6 +73,12 @@ def begin_run(config: RunConfig, folder: Path) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
+    if ranks.first():
+        _begin(config, folder)
+    ranks.wait()
+
+
+def _begin(config: RunConfig, folder: Path) -> None:
     if config.resume:
         for part in folder.rglob(f".*{TEMPORARY}"):
             shutil.rmtree(part) if part.is_dir() else part.unlink()

@@ -1,22 +1,26 @@
-"""Reward, cost and reference log-probabilities of texts, and the expected cost of a policy on its own samples."""
+"""Reward, cost and reference log-probabilities of texts, and the expected cost of a policy on its own samples.
+
+Among several ranks each works on its share of the texts or prompts, and all get the whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.data.closed_form import World
-from cdpo_lightning.data.packing import pack
+from cdpo_lightning.data.packing import Row, pack
 from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.causal_lm import numerics, response_logp
 from cdpo_lightning.models.generation import Sample, sample
-from cdpo_lightning.models.score_model import ScoreModel, pad
+from cdpo_lightning.models.score_model import pad
 
 Text = tuple[str, str]  # prompt, response
 
@@ -51,14 +55,15 @@ class OracleScorer:
 class ModelScorer:
     """A score model with its own tokenizer and template."""
 
-    model: ScoreModel
+    model: nn.Module  # scores [B] of ids and mask, both [B, T]
     tokenizer: Any
     template: str
     max_tokens: int
     batch_size: int
     precision: str
     identity: str
-    unit: float = 1.0  # raw scores that make one unit; their zero stays
+    unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
+    published: bool = False  # not trained here
 
     @torch.no_grad()
     def score(self, texts: Sequence[Text]) -> Tensor:
@@ -68,16 +73,20 @@ class ModelScorer:
             NumericsError: a score is not finite.
         """
         unique = list(dict.fromkeys(texts))
-        ids = [encode_scored(*text, self.template, self.tokenizer)[-self.max_tokens :] for text in unique]
-        device = self.model.head.weight.device
-        found = torch.empty(len(unique), dtype=torch.float64)
-        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-            with numerics(self.precision, device):
-                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
-        found = found / self.unit
+        found = torch.tensor(ranks.spread(unique, self._scores), dtype=torch.float64) / self.unit
         require_finite(found, unique, self.identity)
         number = {text: i for i, text in enumerate(unique)}
         return found[[number[text] for text in texts]]
+
+    def _scores(self, texts: list[Text]) -> list[float]:
+        """Raw scores of different texts."""
+        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
+        device = next(self.model.parameters()).device
+        found = torch.empty(len(texts), dtype=torch.float64)
+        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
+            with numerics(self.precision, device):
+                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
+        return found.tolist()
 
 
 def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
@@ -93,14 +102,15 @@ def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
         )
 
 
-@torch.no_grad()
-def logp_of(
-    model: nn.Module,
-    rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-    batch_size: int,
-    precision: str,
-) -> Tensor:
+def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
     """log pi(y|x), nats, float64, of all responses of the rows, in order."""
+    found = ranks.spread(rows, lambda own: _logp(model, own, batch_size, precision))
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) -> Sequence[Tensor]:
+    """The same, row by row."""
     device = next(model.parameters()).device
     lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rows]
     offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
@@ -110,7 +120,7 @@ def logp_of(
             logp = response_logp(model, pack([rows[i] for i in batch]).to(device))
         index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
         found[index] = logp.double().cpu()
-    return found
+    return found.split([len(responses) for _, responses in rows])
 
 
 @dataclass(frozen=True)
@@ -139,24 +149,27 @@ class Judge:
     sample_batch: int
     precision: str
 
-    def measure(self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int) -> Measurement:
-        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats."""
-        ids = [self.encoder.prompt(prompt) for prompt in prompts]
-        device = next(model.parameters()).device
+    def draw(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
+    ) -> tuple[list[Sample], list[Text]]:
+        """`samples_per_prompt` samples of the policy for each prompt, and their texts."""
         training = model.training
         model.eval()
-        with numerics(self.precision, device):
-            samples = sample(
-                model,
-                ids,
-                samples_per_prompt,
-                self.encoder.max_response,
-                self.encoder.eos,
-                seed,
-                self.sample_batch,
-            )
+        ids = [encoder.prompt(prompt) for prompt in prompts]
+        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed, encoder))
         model.train(training)
-        texts = [(prompts[s.prompt], self.encoder.decode(s.tokens)) for s in samples]
+        samples = [replace(s, prompt=number) for number, own in enumerate(drawn) for s in own]
+        return samples, [(prompts[s.prompt], encoder.decode(s.tokens)) for s in samples]
+
+    def measure(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder | None = None
+    ) -> Measurement:
+        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats.
+
+        A policy with an encoder of its own reads other tokens than the reference: its `reference_logp` is nan, not known.
+        """
+        samples, texts = self.draw(model, prompts, samples_per_prompt, seed, encoder or self.encoder)
+        unknown = torch.full((len(samples),), torch.nan, dtype=torch.float64)
         return Measurement(
             samples=samples,
             texts=texts,
@@ -164,9 +177,17 @@ class Judge:
             reward=self.reward.score(texts),
             cost=self.cost.score(texts),
             policy_logp=torch.tensor([s.logp for s in samples], dtype=torch.float64),
-            reference_logp=self._reference_logp(ids, samples),
+            reference_logp=unknown if encoder else self._reference_logp([self.encoder.prompt(p) for p in prompts], samples),
             scored=len(set(texts)),
         )
+
+    def _samples(
+        self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
+    ) -> list[list[Sample]]:
+        """The samples of each prompt."""
+        with numerics(self.precision, next(model.parameters()).device):
+            found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
+        return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
 
     def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
         """log pi_ref of each sample; equal samples are run once."""

@@ -21,11 +21,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
+from cdpo_lightning.callbacks import wandb_run
 from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import LoggerConfig, TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.history import History
+from cdpo_lightning.strategies import hardware
 
 _QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 _NOISE = (  # what Lightning warns of and what is so on purpose, or not ours to change
@@ -73,16 +76,20 @@ class EveryEpoch(Checkpoint):
         trainer.save_checkpoint(self._path)
 
 
-def make_logger(config: LoggerConfig, folder: Path, name: str) -> Logger | bool:
-    """The Lightning logger beside history.csv; W&B stays offline unless `logger.offline=false`."""
+class JobWandbLogger(WandbLogger):
+    """Logs a policy into the one W&B run of its job; a baseline's curves have its name in front."""
+
+    LOGGER_JOIN_CHAR = "/"
+
+
+def make_logger(config: LoggerConfig, folder: Path, who: str, baseline: bool) -> Logger | bool:
+    """The Lightning logger of a policy beside history.csv; W&B's is into the job's run, which is open already."""
     if config.kind == "csv":
-        return CSVLogger(folder, name="csv", version=name)
+        return CSVLogger(folder, name="csv", version=who)
     if config.kind == "tensorboard":
-        return TensorBoardLogger(folder, name="tensorboard", version=name)
+        return TensorBoardLogger(folder, name="tensorboard", version=who)
     if config.kind == "wandb":
-        return WandbLogger(
-            name=name, project=config.project, group=config.group or None, offline=config.offline, save_dir=str(folder)
-        )
+        return JobWandbLogger(experiment=wandb_run.current(), prefix=who if baseline else "", save_dir=str(folder))
     return False
 
 
@@ -126,7 +133,7 @@ def fit(
             use_distributed_sampler=False,
             # The history is written after the others have logged and before the checkpoint: it never lacks a row of it.
             callbacks=[*callbacks, HistoryCallback(history, stage.name, stage.who), EveryEpoch(stage.folder)],
-            logger=logger,
+            logger=logger if ranks.first() else False,
             log_every_n_steps=trainer.log_every_n_steps,
             num_sanity_val_steps=0,
             enable_progress_bar=progress,
@@ -137,17 +144,16 @@ def fit(
         with _interruptible(made):
             made.fit(module, datamodule=data, ckpt_path=_last(stage.folder), weights_only=True)
     module.eval()
-    if isinstance(logger, WandbLogger):
-        logger.experiment.finish()  # or the next policy would go on in the same run
     return made
 
 
 def _new_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:
     try:
         with _quiet():
-            return L.Trainer(**_hardware(config), plugins=[WholeCheckpoint()], **options)
+            return L.Trainer(**hardware(config, WholeCheckpoint()), **options)
     except (MisconfigurationException, ValueError) as error:
-        asked = ", ".join(f"trainer.{key}={value}" for key, value in _hardware(config).items())
+        keys = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+        asked = ", ".join(f"trainer.{key}={getattr(config, key)}" for key in keys)
         raise ConfigError(f"{asked}: {error}") from error
 
 
@@ -181,14 +187,3 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
-
-
-def _hardware(config: TrainerConfig) -> dict[str, Any]:
-    return {
-        "accelerator": config.accelerator,
-        "devices": config.devices,
-        "num_nodes": config.num_nodes,
-        "precision": config.precision,
-        "strategy": config.strategy,
-        "accumulate_grad_batches": config.accumulate_grad_batches,
-    }

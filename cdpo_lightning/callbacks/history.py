@@ -46,5 +46,4 @@ class HistoryCallback(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The table so far, on disk."""
-        if trainer.is_global_zero:
-            self._history.write()
+        self._history.write()

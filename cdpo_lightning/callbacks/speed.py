@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from cdpo_lightning import ranks
 from cdpo_lightning.data.pair_data import PolicyBatch
 
 
@@ -28,17 +29,18 @@ class Speed(L.Callback):
     ) -> None:
         """Stops the clock and counts."""
         self._seconds += time.perf_counter() - self._start
-        self._pairs += len(batch.target)
-        self._tokens += batch.rows.input_ids_BT.numel()
+        if batch.weight:  # else it stands in for a share that is empty
+            self._pairs += len(batch.target)
+            self._tokens += batch.rows.input_ids_BT.numel()
 
     def metrics(self) -> dict[str, float]:
-        """`speed/*`; nothing if no step was taken."""
+        """`speed/*` of all ranks together, the peak that of the fullest; nothing if no step was taken."""
         if not self._seconds:
             return {}
         on_gpu = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
-            "speed/pairs_per_second": self._pairs / self._seconds,
-            "speed/tokens_per_second": self._tokens / self._seconds,
-            "speed/peak_memory_gb": peak / 1e9,
+            "speed/pairs_per_second": sum(ranks.gathered(self._pairs)) / self._seconds,
+            "speed/tokens_per_second": sum(ranks.gathered(self._tokens)) / self._seconds,
+            "speed/peak_memory_gb": max(ranks.gathered(peak)) / 1e9,
         }

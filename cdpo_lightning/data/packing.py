@@ -27,11 +27,12 @@ class PackedRows:
     target_N: Tensor  # token ids
     response_N: Tensor  # number of the response, rows in order, in [0, responses)
     responses: int
+    tokens: int  # without padding
 
     def to(self, device: torch.device | str) -> PackedRows:
         """The same batch on `device`."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return PackedRows(**moved, responses=self.responses)
+        return PackedRows(**moved, responses=self.responses, tokens=self.tokens)
 
 
 def row_length(prompt: Ids, responses: Sequence[Ids]) -> int:
@@ -83,6 +84,7 @@ def pack(rows: Sequence[Row]) -> PackedRows:
         target_N=torch.tensor(target),
         response_N=torch.tensor(owner),
         responses=number,
+        tokens=sum(row_length(*row) for row in rows),
     )
 
 

@@ -35,14 +35,14 @@ def reward_model_loss(score: Tensor, pairs: Tensor) -> Tensor:
     return bradley_terry_loss(score[pairs[:, 0]], score[pairs[:, 1]]).sum() / max(1, len(pairs))
 
 
-def cost_model_loss(score: Tensor, pairs: Tensor, sign: Tensor) -> Tensor:
+def cost_model_loss(score: Tensor, pairs: Tensor, sign: Tensor, pair_weight: float = 1.0, sign_weight: float = 1.0) -> Tensor:
     """Mean Bradley-Terry loss over pairs + 2 * mean sign loss over signed responses, in nats, scalar [C-DPO, Eq. 5].
 
     `score` [N] cost; `pairs` [P, 2] long: the MORE HARMFUL response, then the other; `sign` [N] in {-1, 0, +1}. Eq. 5
     has two sign terms per pair: when each response is in one pair and is signed, 2 * mean over responses = their sum
     per pair, so this is Eq. 5 exactly. Ours: single labelled answers (P = 0) and unknown signs keep that scale, so
     the weight of the sign term does not depend on how many labels a batch happens to hold; an answer shared by
-    several pairs counts once.
+    several pairs counts once. The weights are those of the two means: of a part of a batch, its share of either.
     """
     signed = max(1, int(sign.count_nonzero()))
-    return reward_model_loss(score, pairs) + 2 * sign_loss(score, sign).sum() / signed
+    return reward_model_loss(score, pairs) * pair_weight + 2 * sign_loss(score, sign).sum() / signed * sign_weight

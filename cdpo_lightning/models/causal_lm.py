@@ -191,11 +191,11 @@ def settle_rows(model: nn.Module, where: str) -> None:
     """
     model.packs = packs(model)  # type: ignore[assignment]
     prompt, *responses = _probe(model)
-    rows = pack([(prompt, responses)])
-    if not model.packs and not _agree(response_logp(model, rows).tolist(), model, prompt, responses):
+    found = response_logp(model, pack([(prompt, responses)])).tolist()
+    if not model.packs and not _agree(found, model, prompt, responses):
         raise ModelError(
-            f"{where}: {type(model).__name__} gives other log-probabilities in a padded batch than one sequence at a time, "
-            "expected the same; choose another model"
+            f"{where}: {type(model).__name__} gives log-probabilities {found} in a padded batch, expected finite numbers and "
+            "those of one sequence at a time; choose another model"
         )
 
 
@@ -213,32 +213,48 @@ def parameter_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
-    """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
-    if not reads_packed(model):
-        return _logp_apart(model, apart(rows))
-    hidden = model.base_model(
-        input_ids=rows.input_ids_BT, attention_mask=rows.mask_B1TT, position_ids=rows.position_BT, use_cache=False
-    ).last_hidden_state
-    head = model.get_output_embeddings()
-    picked = hidden.flatten(0, 1)[rows.source_N]
-    return sum_per_response(token_logp(picked, head.weight, rows.target_N, head.bias), rows.response_N, rows.responses)
-
-
 def reads_packed(model: nn.Module) -> bool:
     """What `settle_rows` noted; a model built here does."""
     return bool(getattr(model, "packs", True))
 
 
-def _logp_apart(model: nn.Module, rows: PackedRows) -> Tensor:
-    """`response_logp` by the model's own logits and positions, of rows of one response each, padded on the right."""
+def _own_inputs(rows: PackedRows) -> dict[str, Any]:
+    """What a model that keeps to its own positions and mask is given, of rows of one response each, padded on the right."""
     real = rows.position_BT > 0
     real[:, 0] = True
-    logits = model(input_ids=rows.input_ids_BT, attention_mask=real.long(), use_cache=False).logits
-    picked = logits.flatten(0, 1)[rows.source_N]
-    picked = picked if picked.dtype == torch.float64 else picked.float()
-    logp = picked.log_softmax(-1).gather(1, rows.target_N[:, None])[:, 0]
-    return sum_per_response(logp, rows.response_N, rows.responses)
+    return {"input_ids": rows.input_ids_BT, "attention_mask": real.long(), "use_cache": False}
+
+
+def _hidden(model: nn.Module, rows: PackedRows) -> Tensor:
+    """The last hidden states that predict the responses' tokens, [N, H]."""
+    if reads_packed(model):
+        inputs = {"input_ids": rows.input_ids_BT, "attention_mask": rows.mask_B1TT, "position_ids": rows.position_BT}
+        return model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[rows.source_N]
+    single = apart(rows)
+    return model.base_model(**_own_inputs(single)).last_hidden_state.flatten(0, 1)[single.source_N]
+
+
+def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
+    """log pi of every token of the responses, nats, shape [N], the end tokens included."""
+    if reads_packed(model):
+        head = model.get_output_embeddings()
+        return token_logp(_hidden(model, rows), head.weight, rows.target_N, head.bias)
+    single = apart(rows)  # the same tokens in the same order
+    logits = model(**_own_inputs(single)).logits.flatten(0, 1)[single.source_N]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.log_softmax(-1).gather(1, single.target_N[:, None])[:, 0]
+
+
+def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
+    """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
+    return sum_per_response(response_token_logp(model, rows), rows.response_N, rows.responses)
+
+
+def response_features(model: nn.Module, rows: PackedRows) -> Tensor:
+    """The mean of the last hidden states that predict each response's tokens, of unit length, [R, H] (ours)."""
+    picked = _hidden(model, rows).float()
+    total = picked.new_zeros(rows.responses, picked.shape[1]).index_add(0, rows.response_N, picked)
+    return nn.functional.normalize(total, dim=1)  # of the sum as of the mean
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:

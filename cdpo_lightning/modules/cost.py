@@ -13,4 +13,4 @@ class CostModule(ScoreModule):
 
     def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
         """Mean Bradley-Terry loss over the pairs plus the sign loss, nats."""
-        return cost_model_loss(score, batch.pairs, batch.sign)
+        return cost_model_loss(score, batch.pairs, batch.sign, batch.pair_weight, batch.sign_weight)

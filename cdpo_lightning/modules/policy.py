@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.config import PolicyConfig
 from cdpo_lightning.data.pair_data import PolicyBatch
 from cdpo_lightning.errors import NumericsError
@@ -32,19 +33,21 @@ class PolicyModule(L.LightningModule):
         log_ratio = (logp - batch.reference_logp)[batch.pair]
         if self.global_step == 0:
             self._check_step_0(log_ratio.detach())
-        loss = self._preference_loss(log_ratio, batch.target)
+        loss = self._preference_loss(log_ratio, batch.target, batch.temperature) * batch.weight
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log(loss.detach(), logp.detach()[batch.pair], log_ratio.detach(), batch.target)
+            self._log(loss.detach(), logp.detach()[batch.pair], log_ratio.detach(), batch)
         return loss if batch.anchor_rows is None else loss + self._anchor(batch)
 
-    def _preference_loss(self, log_ratio: Tensor, target: Tensor) -> Tensor:
+    def _preference_loss(self, log_ratio: Tensor, target: Tensor, temperature: float | None = None) -> Tensor:
         c = self.config
-        return dpo_loss(log_ratio[:, 0], log_ratio[:, 1], target, c.beta, c.loss, c.label_smoothing).mean()
+        factor = c.beta if temperature is None else temperature
+        return dpo_loss(log_ratio[:, 0], log_ratio[:, 1], target, factor, c.loss, c.label_smoothing).mean()
 
     def _anchor(self, batch: PolicyBatch) -> Tensor:
         assert batch.anchor_rows is not None
         assert batch.anchor_weight is not None
-        return self.config.anchor * anchor_loss(response_logp(self.model, batch.anchor_rows), batch.anchor_weight)
+        logp = response_logp(self.model, batch.anchor_rows)
+        return self.config.anchor * anchor_loss(logp, batch.anchor_weight) * batch.anchor_share
 
     def _check_step_0(self, log_ratio: Tensor) -> None:
         """Before the first step the policy is the reference and the loss is ln 2 exactly; rounding aside, nothing else will do."""
@@ -56,10 +59,10 @@ class PolicyModule(L.LightningModule):
                 "the reference's log-probabilities are of other weights, another template or another precision"
             )
 
-    def _log(self, loss: Tensor, logp: Tensor, log_ratio: Tensor, target: Tensor) -> None:
-        """Chosen and rejected are derived from the label of the moment."""
-        first = target[:, None].gt(0.5).long()
-        chosen, rejected = (lambda v: v.gather(1, first).mean()), (lambda v: v.gather(1, 1 - first).mean())
+    def _log(self, loss: Tensor, logp: Tensor, log_ratio: Tensor, batch: PolicyBatch) -> None:
+        """Means over the batch of all ranks; chosen and rejected are derived from the label of the moment."""
+        first, weight = batch.target[:, None].gt(0.5).long(), batch.weight
+        chosen, rejected = (lambda v: v.gather(1, first).mean() * weight), (lambda v: v.gather(1, 1 - first).mean() * weight)
         reward = self.config.beta * log_ratio
         self.log_dict(
             {
@@ -68,7 +71,8 @@ class PolicyModule(L.LightningModule):
                 "logp/rejected": rejected(logp),
                 "implicit_reward/chosen": chosen(reward),
                 "implicit_reward/rejected": rejected(reward),
-            }
+            },
+            sync_dist=ranks.count() > 1,
         )
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

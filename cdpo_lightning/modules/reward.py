@@ -13,4 +13,4 @@ class RewardModule(ScoreModule):
 
     def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
         """Mean Bradley-Terry loss over the pairs, nats."""
-        return reward_model_loss(score, batch.pairs)
+        return reward_model_loss(score, batch.pairs) * batch.pair_weight

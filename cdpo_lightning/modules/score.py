@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from cdpo_lightning import ranks
 from cdpo_lightning.config import FitConfig
 from cdpo_lightning.models.score_model import ScoreModel
 from cdpo_lightning.modules.optimization import adamw, linear_warmup_decay
@@ -23,10 +24,12 @@ class ScoreBatch:
     attention_mask: Tensor
     pairs: Tensor
     sign: Tensor
+    pair_weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch's, times the ranks
+    sign_weight: float = 1.0  # the same of the signed responses
 
     def to(self, device: torch.device | str, **_: Any) -> ScoreBatch:
         """The same batch on `device`."""
-        return ScoreBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        return ScoreBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
 
 class ScoreModule(L.LightningModule, ABC):
@@ -38,12 +41,12 @@ class ScoreModule(L.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
-        """Scalar loss, nats, of the scores [N]."""
+        """Scalar loss, nats, of the scores [N]; its average over the ranks is the loss of the whole batch."""
 
     def training_step(self, batch: ScoreBatch, _: int) -> Tensor:
         """The loss of the batch."""
         loss = self.loss(self.model(batch.input_ids, batch.attention_mask), batch)
-        self.log("loss", loss)
+        self.log("loss", loss, sync_dist=ranks.count() > 1)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.config import FitConfig
 from cdpo_lightning.data.packing import PackedRows
 from cdpo_lightning.models.causal_lm import response_logp
 from cdpo_lightning.modules.optimization import adamw, linear_warmup_decay
+
+
+@dataclass(frozen=True)
+class SFTBatch:
+    """Demonstrations as rows, and the weight of a mean over their tokens (this rank's share of the batch, times the ranks)."""
+
+    rows: PackedRows
+    weight: float = 1.0
+
+    def to(self, device: torch.device | str, **_: Any) -> SFTBatch:
+        """The same batch on `device`."""
+        return SFTBatch(self.rows.to(device), self.weight)
 
 
 class SFTModule(L.LightningModule):
@@ -20,10 +35,10 @@ class SFTModule(L.LightningModule):
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
 
-    def training_step(self, batch: PackedRows, _: int) -> Tensor:
+    def training_step(self, batch: SFTBatch, _: int) -> Tensor:
         """Mean negative log-likelihood, nats per response token."""
-        loss = -response_logp(self.model, batch).sum() / len(batch.target_N)
-        self.log("loss", loss)
+        loss = -response_logp(self.model, batch.rows).sum() / len(batch.rows.target_N) * batch.weight
+        self.log("loss", loss, sync_dist=ranks.count() > 1)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import digest
 from cdpo_lightning.config import ScorerConfig
 from cdpo_lightning.data.corpus import ScoreExample, Split
@@ -17,7 +18,7 @@ from cdpo_lightning.data.templates import encode_scored
 from cdpo_lightning.evaluation import scorer_metrics
 from cdpo_lightning.models import causal_lm
 from cdpo_lightning.models.published import load_score_model
-from cdpo_lightning.models.score_model import ScoreModel, from_causal_lm, pad
+from cdpo_lightning.models.score_model import from_causal_lm, pad
 from cdpo_lightning.modules.cost import CostModule
 from cdpo_lightning.modules.reward import RewardModule
 from cdpo_lightning.modules.score import ScoreBatch, ScoreModule
@@ -28,8 +29,10 @@ _UNIT_TEXTS = 256  # training responses whose scores set the unit, evenly spread
 SCORE_MODULES: dict[str, type[ScoreModule]] = {"reward": RewardModule, "cost": CostModule}
 
 
-def _collate_scores(rows: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBatch:
-    """Responses flat, pairs and signs beside them."""
+def _collate_scores(batch: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBatch:
+    """This rank's part of a batch: responses flat, pairs and signs beside them."""
+    rows, pair_weight = ranks.part(batch, lambda row: row[0].preferred is not None)
+    rows, sign_weight = ranks.part(batch, lambda row: sum(map(abs, row[0].signs)))
     ids: list[list[int]] = []
     pairs: list[tuple[int, int]] = []
     sign: list[int] = []
@@ -40,14 +43,15 @@ def _collate_scores(rows: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBa
         ids += sequences
         sign += example.signs
     input_ids, mask = pad(ids)
-    return ScoreBatch(input_ids, mask, torch.tensor(pairs, dtype=torch.long).view(-1, 2), torch.tensor(sign))
+    pair_P2 = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    return ScoreBatch(input_ids, mask, pair_P2, torch.tensor(sign), pair_weight, sign_weight)
 
 
 def _score_rows(bench: Bench, scorer: ScorerConfig, items: Sequence[ScoreExample]) -> list[Any]:
     template = scorer.template or bench.config.model.template
 
     def ids(prompt: str, response: str) -> list[int]:
-        return encode_scored(prompt, response, template, bench.tokenizer)[-scorer.max_tokens :]
+        return encode_scored(prompt, response, template, bench.tokenizer, scorer.max_tokens)
 
     return [(e, [ids(e.prompt, text) for text in e.responses]) for e in items]
 
@@ -74,7 +78,7 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
     return _as_scorer(bench, kind, model, f"{kind}:{artifact.key}", artifact.meta[f"{kind}/unit"]), artifact.meta
 
 
-def _as_scorer(bench: Bench, kind: str, model: ScoreModel, identity: str, unit: float) -> ModelScorer:
+def _as_scorer(bench: Bench, kind: str, model: nn.Module, identity: str, unit: float) -> ModelScorer:
     config: ScorerConfig = getattr(bench.config, kind)
     trainer = bench.config.trainer
     return ModelScorer(
@@ -90,16 +94,24 @@ def _as_scorer(bench: Bench, kind: str, model: ScoreModel, identity: str, unit: 
 
 
 def make_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, Any]]:
-    """The scorer of the configuration: the truth of the world, or a model trained here."""
+    """The scorer of the configuration: the truth of the world, a model from outside, or one trained here."""
     config: ScorerConfig = getattr(bench.config, kind)
     world = bench.corpus.world
     if world is not None and world.config.scores == "oracle":
         identity = digest("oracle", kind, asdict(world.config), bench.config.seed)
         return OracleScorer(world, ("reward", "cost").index(kind), identity), {}
-    if config.path:
-        model, tokenizer = load_score_model(config, bench.device)
-        template = config.template or bench.config.model.template
-        read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, config.max_tokens)
-        identity = f"{kind}:{digest(*read)}"
-        return replace(_as_scorer(bench, kind, model, identity, 1.0), tokenizer=tokenizer), {}
-    return train_scorer(bench, kind, base)
+    return published_scorer(bench, kind) if config.path else train_scorer(bench, kind, base)
+
+
+def published_scorer(bench: Bench, kind: str) -> tuple[Scorer, dict[str, Any]]:
+    """The score model of `path` with its own tokenizer and its sign, and how well it does on our held-out examples."""
+    config: ScorerConfig = getattr(bench.config, kind)
+    model, tokenizer = load_score_model(config, bench.device)
+    template = config.template or bench.config.model.template
+    read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, config.max_tokens, config.sign)
+    identity = f"{kind}:{digest(*read)}"
+    scorer = replace(_as_scorer(bench, kind, model, identity, float(config.sign)), tokenizer=tokenizer, published=True)
+    held_out = getattr(bench.corpus, kind).held_out
+    made_of = {"scorer": identity, "rows": digest([asdict(e) for e in held_out]), "precision": bench.config.trainer.precision}
+    checked = bench.store.get(f"{kind}_check", made_of, lambda: ({}, scorer_metrics(kind, scorer, held_out)))
+    return scorer, checked.meta

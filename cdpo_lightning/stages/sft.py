@@ -8,19 +8,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import Artifact
 from cdpo_lightning.data.packing import Row, pack, row_length
 from cdpo_lightning.data.records import Demonstration
 from cdpo_lightning.data.seeded_data import SeededData
 from cdpo_lightning.models import causal_lm
-from cdpo_lightning.modules.sft import SFTModule
+from cdpo_lightning.modules.sft import SFTBatch, SFTModule
 from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.stages.bench import Base, Bench, made_of, optimizer_steps, restored, stage_of
+from cdpo_lightning.stages.spending import Spent
 
 _PER_ROW = 8  # demonstrations of one prompt read side by side
 
 
-def _sft_rows(bench: Bench, items: Sequence[Demonstration]) -> list[Row]:
+def sft_rows(bench: Bench, items: Sequence[Demonstration]) -> list[Row]:
     """One row for up to eight demonstrations of the same prompt, which is then read once for all of them."""
     by_prompt: dict[str, list[tuple[int, ...]]] = {}
     for item in items:
@@ -29,10 +31,26 @@ def _sft_rows(bench: Bench, items: Sequence[Demonstration]) -> list[Row]:
     return [(bench.encoder.prompt(prompt), responses) for prompt, responses in parts]
 
 
+def _tokens(row: Row) -> int:
+    return sum(len(response) for response in row[1])
+
+
+def _collate(batch: list[Row]) -> SFTBatch:
+    """This rank's part of a batch."""
+    rows, weight = ranks.part(batch, _tokens)
+    return SFTBatch(pack(rows), weight)
+
+
 def _nats_per_token(bench: Bench, model: nn.Module, rows: list[Row]) -> float:
     trainer = bench.config.trainer
     logp = logp_of(model, rows, trainer.inference_batch, trainer.precision)
-    return -float(logp.sum()) / sum(len(r) for _, responses in rows for r in responses)
+    return -float(logp.sum()) / sum(map(_tokens, rows))
+
+
+def sft_spent(bench: Bench) -> Spent:
+    """What SFT takes, whether this run trained or the store had it; seconds are not known then and left at 0."""
+    rows = sft_rows(bench, bench.corpus.demonstrations.train) if "sft" in bench.config.stages else []
+    return Spent(trained_tokens=bench.config.sft.epochs * sum(row_length(*row) for row in rows), models_resident=1)
 
 
 def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
@@ -41,10 +59,10 @@ def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
     model = causal_lm.freeze_lower(copy.deepcopy(base.model), config.model.trainable_layers)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        loader = SeededData(_sft_rows(bench, data.train), lambda r: row_length(*r), pack, config.sft.batch_size, config.seed)
+        loader = SeededData(sft_rows(bench, data.train), lambda r: row_length(*r), _collate, config.sft.batch_size, config.seed)
         module = SFTModule(model, config.sft, optimizer_steps(bench, loader.batches, config.sft.epochs))
         bench.fit(module, loader, stage_of(bench, "sft", config.sft))
-        loss = _nats_per_token(bench, model.to(bench.device), _sft_rows(bench, data.held_out)) if data.held_out else None
+        loss = _nats_per_token(bench, model.to(bench.device), sft_rows(bench, data.held_out)) if data.held_out else None
         return dict(model.named_parameters()), {} if loss is None else {"sft/loss": loss}
 
     return restored(bench, model, bench.store.get("sft", made_of(bench, base, config.sft, data), make))

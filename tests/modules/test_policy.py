@@ -46,7 +46,7 @@ def policy(model, step=1, precision="32-true", **config):
     module = PolicyModule(model, PolicyConfig(**{"beta": BETA} | config))
     module._trainer = SimpleNamespace(global_step=step, precision=precision, log_every_n_steps=1)
     logged = {}
-    module.log_dict = logged.update
+    module.log_dict = lambda values, **_: logged.update(values)
     return module, logged
 
 

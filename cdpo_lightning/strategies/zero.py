@@ -1,0 +1,169 @@
+"""DeepSpeed's ZeRO under Lightning, on any accelerator; the sharded model made whole to sample from, to save and to go on with.
+
+The weights stay float32 under `bf16-mixed`, whose matrix products alone are bf16: what a step computes is what it computes in one
+process. `bf16-true` is DeepSpeed's own bf16: weights in bf16, a float32 copy in the sharded optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.plugins import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor, nn
+
+from cdpo_lightning.config import TrainerConfig
+
+
+class ZeroPrecision(DeepSpeedPrecision):
+    """Batches stay as they are: in bf16 a reference log-probability of -200 nats would be off by half a nat."""
+
+    def convert_input(self, data: Any) -> Any:
+        """`data` as it is."""
+        return data
+
+
+def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
+    """What DeepSpeed is told; clipping and accumulation are added when the stage is known."""
+    zero: dict[str, Any] = {"stage": config.zero, "contiguous_gradients": True, "overlap_comm": False}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.accelerator != "cpu"}
+        if config.zero == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": config.accelerator != "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # for its own statistics only: our batches vary in length
+        "gradient_accumulation_steps": 1,  # Lightning accumulates, up to the last batch of an epoch
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision == "bf16-true"},
+        "torch_autocast": {"enabled": config.precision == "bf16-mixed", "dtype": "bfloat16"},
+    }
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """ZeRO-1, 2 or 3 among ranks that are connected already."""
+
+    def __init__(self, config: TrainerConfig, environment: ClusterEnvironment) -> None:
+        super().__init__(
+            config=deepspeed_config(config),
+            cluster_environment=environment,
+            precision_plugin=ZeroPrecision(config.precision),  # type: ignore[arg-type]
+            logging_level=logging.ERROR,
+        )
+        self._skeleton: nn.Module | None = None
+        self._own: dict[nn.Module, set[str]] = {}
+        self._finished = False
+
+    def setup_environment(self) -> None:
+        """Without the check for CUDA."""
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Tells DeepSpeed of the connection that there is."""
+        import deepspeed
+
+        self.set_world_ranks()
+        self._process_group_backend = self._get_process_group_backend()
+        deepspeed.init_distributed(self._process_group_backend, dist_init_required=False)
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """False: Lightning steps at the last batch of an epoch, DeepSpeed would wait for the next epoch."""
+        return False
+
+    def _init_config_if_needed(self) -> None:
+        assert self.lightning_module is not None
+        assert isinstance(self.config, dict)
+        self.config["gradient_clipping"] = self.lightning_module.trainer.gradient_clip_val or 0.0
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Keeps the model's structure without its weights, and what its parts hold, before DeepSpeed hooks into it."""
+        model: nn.Module = trainer.lightning_module.model  # type: ignore[assignment]
+        if self.zero_stage_3:
+            self._skeleton = skeleton(model)
+        self._own = {part: set(vars(part)) for part in model.modules()}
+        super().setup(trainer)
+
+    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        """As Lightning's, which hands over the number of a GPU also where there is none."""
+        import deepspeed
+
+        engine, sharded, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, sharded
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Says whether this is the last batch before a step."""
+        loop = self.lightning_module.trainer.fit_loop  # type: ignore[union-attr]
+        self.deepspeed_engine.set_gradient_accumulation_boundary(not loop._should_accumulate())
+
+    def on_train_end(self) -> None:
+        """Notes that the training was not cut short."""
+        self._finished = True
+
+    def teardown(self) -> None:
+        """Leaves the module an ordinary one with the trained parameters, on every rank, if the training came to its end."""
+        if self._finished:
+            model: nn.Module = self.lightning_module.model  # type: ignore[assignment, union-attr]
+            with self.whole(model):
+                weights = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
+            self.deepspeed_engine.destroy()
+            for part, own in self._own.items():
+                _restore(part, own, weights)
+        super().teardown()
+
+    @contextmanager
+    def whole(self, model: nn.Module) -> Iterator[None]:
+        """All parameters of the model on this rank."""
+        if not self.zero_stage_3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            yield
+
+    @contextmanager
+    def whole_model(self, model: nn.Module) -> Iterator[nn.Module]:
+        """A model that can be run, gathered once for as long as it is used; without DeepSpeed's hooks, which would free it layer
+        by layer as it is run, and gather it again for every token.
+        """
+        if self._skeleton is None:
+            yield model
+            return
+        own = list(self._skeleton.parameters())
+        with self.whole(model):
+            for mine, theirs in zip(own, model.parameters(), strict=True):
+                mine.data = theirs.data
+            yield self._skeleton
+            for mine in own:
+                mine.data = torch.empty(0, dtype=mine.dtype, device=mine.device)
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the model without its weights."""
+    empty = {id(p): nn.Parameter(p.detach().new_empty(0), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def _restore(part: nn.Module, own: set[str], weights: dict[int, nn.Parameter]) -> None:
+    """Puts ordinary parameters in place of DeepSpeed's, and takes away all that it has attached to the module."""
+    for name in vars(part).keys() - own:
+        delattr(part, name)
+    part._parameters = {name: None if p is None else weights[id(p)] for name, p in part._parameters.items()}
