@@ -7,8 +7,9 @@ import hydra
 from omegaconf import DictConfig
 
 from cdpo_lightning.config import parse
-from cdpo_lightning.config.door import COMPOSING, refuse, refused, sentence
+from cdpo_lightning.config.door import COMPOSING, interrupted, refuse, sentence, status
 from cdpo_lightning.errors import CDPOError
+from cdpo_lightning.sweep.objective import objective
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -16,9 +17,9 @@ def main(config: DictConfig) -> float | None:
     """One run or one job of a sweep; the sweep goes on after a job that is refused, whose objective is nan."""
     try:
         parsed = parse(config)
-        from cdpo_lightning.launch import check, objective, run  # takes seconds: a typing error is answered at once
+        from cdpo_lightning.launch import check, evaluate, run  # takes seconds: a typing error is answered at once
 
-        return check(parsed) if parsed.mode == "check" else objective(parsed, run(parsed))
+        return objective(parsed, {"run": run, "evaluate": evaluate, "check": check}[parsed.mode](parsed))
     except CDPOError as error:
         return refuse(str(error))
 
@@ -30,10 +31,9 @@ def door() -> int:
         main()
     except COMPOSING as error:
         refuse(sentence(error))
-    except KeyboardInterrupt:
-        print("interrupted: the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 2 if refused else 0
+    except KeyboardInterrupt as error:
+        return interrupted(error)
+    return status()
 
 
 if __name__ == "__main__":

@@ -69,16 +69,15 @@ def common(job: Job, folder: Path) -> list[str]:
     ]
 
 
-def binding_range(job: Job, folder: Path) -> tuple[float, float]:
-    """(lowest reachable E[c], unconstrained E[c]) of the world at the job's beta, by enumeration."""
+def binding_range(overrides: list[str], place: Path) -> tuple[float, float]:
+    """(lowest reachable E[c], unconstrained E[c]) of the world at the run's beta, by enumeration."""
     from cdpo_lightning.console import Screen
     from cdpo_lightning.run_folder import find_run
     from cdpo_lightning.stages.judging import exact_problem
     from cdpo_lightning.stages.prepare import prepare
 
-    place = folder / f"range-{job.name}"
     begun = ["resume=true"] if (place / "identity").exists() else []
-    config = compose([*common(job, folder), *begun, f"run_dir={place}"])
+    config = compose([*overrides, *begun, f"run_dir={place}"])
     found = exact_problem(prepare(config, find_run(config), Screen(config))).metrics()  # type: ignore[union-attr]
     return found["exact/reachable_cost_min"], found["exact/unconstrained_expected_cost"]
 
@@ -91,7 +90,7 @@ def one(job: Job, folder: Path) -> dict[str, object]:
 
         range_file = folder / f"range-{job.seed}-{job.beta:g}.json"
         if not range_file.exists():
-            range_file.write_text(json.dumps(binding_range(job, folder)))
+            range_file.write_text(json.dumps(binding_range(common(job, folder), folder / f"range-{job.name}")))
         low, high = json.loads(range_file.read_text())
         limit = low + job.share * (high - low)
         begun = ["resume=true"] if (folder / job.name / "identity").exists() else []

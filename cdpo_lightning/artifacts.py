@@ -1,24 +1,27 @@
 """The content-addressed store: scores, log-probabilities and trained weights under the hash of what made them.
 
 An artifact is a folder `KIND/HASH/` with `data.safetensors` and `meta.json`. It is written under a temporary name and renamed, and
-its hash is checked on reading: a cut or altered file is made again, with a warning. Among several ranks the first one writes, and
-decides whether an artifact is there; all take part in making one.
+its hash is checked on reading: a cut or altered file is made again, with a warning. Of processes that want the same artifact at the
+same time, one makes it and the others wait for it. Among the ranks of one run the first one writes, and decides whether an artifact
+is there; all take part in making one.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -153,6 +156,42 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Around what only one process of this machine may do at a time, the one that holds the lock `path`; the others wait.
+
+    The lock is the kernel's, on the open file: it ends with its owner, however that ends. Where the file system has no locks nobody
+    waits, and the same thing may be done twice.
+
+    Raises:
+        StorageError: there is no space or no permission to write there.
+    """
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked(path)
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits on this file sees that it is gone, and begins anew
+
+
+def _locked(path: Path) -> TextIO:
+    while True:
+        file = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except FileNotFoundError:  # removed between the two questions
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return file
+            raise
+        file.close()
+
+
 class Ledger:
     """What a run computed itself, by artifact, kept in its folder: so that a resumed run reports what an uninterrupted one does."""
 
@@ -202,13 +241,17 @@ class Store:
         found = self._found(folder, key)
         if found is not None:
             return found
-        tensors, meta = make()
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        if forwards is not None:
-            self.ledger.record(f"{kind}/{key}", *forwards)
-        if ranks.first():
-            self._write(folder, tensors, {"made_of": dict(made_of), "facts": meta})
-        ranks.wait()
+        with alone(folder.with_name(f".{key}.lock")) if ranks.first() else nullcontext():
+            found = self._found(folder, key)  # another run may have made it while this one waited
+            if found is not None:
+                return found
+            tensors, meta = make()
+            tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            if forwards is not None:
+                self.ledger.record(f"{kind}/{key}", *forwards)
+            if ranks.first():
+                self._write(folder, tensors, {"made_of": dict(made_of), "facts": meta})
+            ranks.wait()
         return Artifact(key, tensors, meta)
 
     def holds(self, kind: str, made_of: Mapping[str, object]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cdpo_lightning import ranks, report
 from cdpo_lightning.config import RunConfig
@@ -35,6 +35,7 @@ def quiet_libraries() -> None:
     """
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".torch.distributed.*. is deprecated", category=FutureWarning)  # by DeepSpeed
+    set_verbosity_error()  # the table of weights that a part of a model leaves out; what is missing is refused by us
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

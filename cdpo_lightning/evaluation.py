@@ -44,12 +44,13 @@ def policy_metrics(who: str, measured: Measurement, c_limit: float) -> Metrics:
         "unsafe_rate": float((measured.cost > 0).double().mean()),
         "cost_cvar_90": conditional_value_at_risk(measured.cost, 0.9),
         "feasible": verdict(cost.low, cost.high, c_limit),
-        "kl_to_reference": float((measured.policy_logp - measured.reference_logp).mean()),
         "response_tokens_mean": sum(len(s.tokens) for s in samples) / len(samples),
         "unfinished_rate": sum(not s.finished for s in samples) / len(samples),
         "samples": len(samples),
         "prompts": cost.clusters,
     }
+    if not bool(measured.reference_logp.isnan().any()):
+        found["kl_to_reference"] = float((measured.policy_logp - measured.reference_logp).mean())
     return {f"eval/{who}/{name}": value for name, value in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine and watches over them; a run of one process, or one started elsewhere, just runs.
+"""Starts the ranks of a run on this machine and watches over them; one process, or one that was started elsewhere, just runs.
 
 Each rank is a process of its own that reads the configuration as it was resolved here, so all have the same folder and a sweep can
 run jobs of several ranks. The first failure ends all ranks and is the one that is told; none outlives the process that started it.
@@ -18,16 +18,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 from cdpo_lightning import pipeline, ranks
-from cdpo_lightning.config import RunConfig, parse
+from cdpo_lightning.config import RunConfig, parse, plain
 from cdpo_lightning.errors import CDPOError, ConfigError, RankError
 from cdpo_lightning.evaluation import Metrics
 
-check, objective = pipeline.check, pipeline.objective
+check, evaluate = pipeline.check, pipeline.evaluate
 INTERRUPTED = 130  # exit status of a rank that was told to stop and has written its checkpoint
 _REFUSED = 2
 _GRACE = 5.0  # seconds for the other ranks to end by themselves after one has failed
@@ -48,7 +47,7 @@ def run(config: RunConfig) -> Metrics:
 
 
 def _watched(config: RunConfig, folder: Path) -> Metrics:
-    (folder / "config.json").write_text(json.dumps(asdict(config)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(plain(config)), encoding="utf-8")
     processes = _start(config.trainer.processes, folder)
     with _passed_on(processes):
         _wait(processes, folder)

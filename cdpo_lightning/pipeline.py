@@ -7,22 +7,25 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from cdpo_lightning import ranks, report
 from cdpo_lightning.artifacts import write_json
+from cdpo_lightning.callbacks.wandb_run import publish, watched
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.evaluation import Metrics
-from cdpo_lightning.export import export_policy
+from cdpo_lightning.export import export_policy, export_scorer
 from cdpo_lightning.models.causal_lm import resolve_precision
 from cdpo_lightning.run_folder import find_run, git_commit
-from cdpo_lightning.stages.judging import judge_all
+from cdpo_lightning.stages.judging import judge_all, judge_by_samples
 from cdpo_lightning.stages.policy import train_policy
 from cdpo_lightning.stages.preflight import preflight
-from cdpo_lightning.stages.prepare import prepare
+from cdpo_lightning.stages.prepare import Prepared, convene, prepare
+from cdpo_lightning.stages.visitors import alone, visitors
 from cdpo_lightning.training import require_hardware, require_logger
 
 
@@ -46,29 +49,70 @@ def _run(config: RunConfig) -> Metrics:
     if ranks.count() > 1:
         preflight(config, folder, screen)
     prepared = prepare(config, folder, screen)
-    metrics: Metrics = {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
+    metrics = _origin(config)
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
-    policies: dict[str, nn.Module] = {}
-    if "policy" in config.stages:
-        for who in [*config.method.baselines, config.who]:
-            if who not in policies:
-                policies[who], found = train_policy(prepared, who, screen)
-                metrics |= found
-    metrics = _measured(metrics | judge_all(prepared, policies, screen))
+    with watched(config, folder, metrics) as watch:
+        metrics = _trained_and_judged(prepared, metrics, screen)
+        metrics["run/wall_seconds"] = time.perf_counter() - start
+        prepared.bench.history.write()
+        _write(metrics, config, folder)
+        if watch is not None:
+            publish(watch, config, folder, metrics, report.rows(metrics))
     if ranks.first():
-        for who, policy in policies.items():
-            export_policy(policy, prepared.bench.tokenizer, folder / "export" / who, who, config, metrics)
-    ledger = prepared.bench.store.ledger
-    metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
-    metrics["run/wall_seconds"] = time.perf_counter() - start
-    prepared.bench.history.write()
-    if ranks.first():
-        write_json(folder / "metrics.json", metrics)
-        if "report" in config.stages:
-            report.build(folder)
         screen.end(metrics, folder)
     ranks.wait()
     return metrics
+
+
+def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) -> Metrics:
+    """The policies trained, judged alike and exported; `metrics` and what that found."""
+    config = prepared.bench.config
+    policies: dict[str, nn.Module] = {}
+    if "policy" in config.stages:
+        for who in config.trained:
+            policies[who], found = train_policy(prepared, who, screen)
+            metrics |= found
+    metrics = _measured(metrics | judge_all(prepared, policies, screen))
+    if ranks.first():
+        for who, policy in policies.items():
+            export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
+    ledger = prepared.bench.store.ledger
+    metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
+    if ranks.first():
+        for kind in ("reward", "cost"):
+            export_scorer(getattr(prepared.judge, kind), prepared.bench.folder / "export" / kind, kind)
+    return metrics
+
+
+def evaluate(config: RunConfig) -> Metrics:
+    """Judges `policy=FOLDER`, any Hugging Face model, like a policy trained here; what it found, as metrics.json holds it."""
+    start = time.perf_counter()
+    config = _resolved(alone(config))
+    require_hardware(config.trainer)
+    folder = find_run(config)
+    config = replace(config, run_dir=str(folder))
+    screen = Screen(config)
+    court = convene(config, folder, screen)
+    judged = {f"run/{who}": path for who, path in zip(config.judges, config.judged, strict=True)}
+    metrics: Metrics = {**_origin(config), "run/method": config.judges[0], **judged, **court.metrics}
+    metrics |= {"dual/c_limit": config.constraint.c_limit, **judge_by_samples(court, visitors(court), screen)}
+    metrics = _measured(metrics) | {"run/wall_seconds": time.perf_counter() - start}
+    _write(metrics, config, folder)
+    screen.end(metrics, folder)
+    return metrics
+
+
+def _origin(config: RunConfig) -> Metrics:
+    return {"run/seed": config.seed, "run/git_commit": git_commit(), "run/command": shlex.join(["python", *sys.argv])}
+
+
+def _write(metrics: Metrics, config: RunConfig, folder: Path) -> None:
+    """metrics.json and the report, by the first rank."""
+    if not ranks.first():
+        return
+    write_json(folder / "metrics.json", metrics)
+    if "report" in config.stages:
+        report.build(folder)
 
 
 def _measured(metrics: Metrics) -> Metrics:
@@ -82,14 +126,6 @@ def _resolved(config: RunConfig) -> RunConfig:
     require_logger(config.logger)
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     return replace(config, trainer=replace(config.trainer, precision=precision))
-
-
-def objective(config: RunConfig, metrics: Metrics) -> float | None:
-    """What a sweep maximises: the run's E[reward] if its E[cost] meets the limit, else minus infinity; None if not evaluated."""
-    reward, cost = (metrics.get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
-    if not isinstance(reward, float) or not isinstance(cost, float):
-        return None
-    return reward if cost <= config.constraint.c_limit else -float("inf")
 
 
 def check(config: RunConfig) -> None:

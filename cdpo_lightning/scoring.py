@@ -5,8 +5,7 @@ Among several ranks each works on its share of the texts or prompts, and all get
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,17 +20,7 @@ from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.causal_lm import numerics, response_logp
 from cdpo_lightning.models.generation import Sample, sample
-from cdpo_lightning.models.score_model import ScoreModel, pad
-
-
-@contextmanager
-def at_work(model: nn.Module, device: torch.device, park: bool) -> Iterator[nn.Module]:
-    """The model on `device`; back in the host's memory afterwards if it is to be parked there."""
-    model.to(device)
-    yield model
-    if park:
-        model.to("cpu")
-
+from cdpo_lightning.models.score_model import pad
 
 Text = tuple[str, str]  # prompt, response
 
@@ -66,16 +55,15 @@ class OracleScorer:
 class ModelScorer:
     """A score model with its own tokenizer and template."""
 
-    model: ScoreModel
+    model: nn.Module  # scores [B] of ids and mask, both [B, T]
     tokenizer: Any
     template: str
     max_tokens: int
     batch_size: int
     precision: str
     identity: str
-    device: torch.device
-    park: bool = False  # in the host's memory while others work
-    unit: float = 1.0  # raw scores that make one unit; their zero stays
+    unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
+    published: bool = False  # not trained here
 
     @torch.no_grad()
     def score(self, texts: Sequence[Text]) -> Tensor:
@@ -92,12 +80,12 @@ class ModelScorer:
 
     def _scores(self, texts: list[Text]) -> list[float]:
         """Raw scores of different texts."""
-        ids = [encode_scored(*text, self.template, self.tokenizer)[-self.max_tokens :] for text in texts]
+        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
+        device = next(self.model.parameters()).device
         found = torch.empty(len(texts), dtype=torch.float64)
-        with at_work(self.model, self.device, self.park):
-            for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-                with numerics(self.precision, self.device):
-                    found[batch] = self.model(*(t.to(self.device) for t in pad([ids[i] for i in batch]))).double().cpu()
+        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
+            with numerics(self.precision, device):
+                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
         return found.tolist()
 
 
@@ -160,23 +148,28 @@ class Judge:
     batch_size: int
     sample_batch: int
     precision: str
-    device: torch.device
-    park: bool = False  # the reference waits in the host's memory
 
-    def reference_logp(self, rows: Sequence[Row]) -> Tensor:
-        """log pi_ref of all responses of the rows, nats, float64."""
-        with at_work(self.reference, self.device, self.park) as reference:
-            return logp_of(reference, rows, self.batch_size, self.precision)
-
-    def measure(self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int) -> Measurement:
-        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats."""
-        ids = [self.encoder.prompt(prompt) for prompt in prompts]
+    def draw(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
+    ) -> tuple[list[Sample], list[Text]]:
+        """`samples_per_prompt` samples of the policy for each prompt, and their texts."""
         training = model.training
         model.eval()
-        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed))
+        ids = [encoder.prompt(prompt) for prompt in prompts]
+        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed, encoder))
         model.train(training)
         samples = [replace(s, prompt=number) for number, own in enumerate(drawn) for s in own]
-        texts = [(prompts[s.prompt], self.encoder.decode(s.tokens)) for s in samples]
+        return samples, [(prompts[s.prompt], encoder.decode(s.tokens)) for s in samples]
+
+    def measure(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder | None = None
+    ) -> Measurement:
+        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats.
+
+        A policy with an encoder of its own reads other tokens than the reference: its `reference_logp` is nan, not known.
+        """
+        samples, texts = self.draw(model, prompts, samples_per_prompt, seed, encoder or self.encoder)
+        unknown = torch.full((len(samples),), torch.nan, dtype=torch.float64)
         return Measurement(
             samples=samples,
             texts=texts,
@@ -184,13 +177,14 @@ class Judge:
             reward=self.reward.score(texts),
             cost=self.cost.score(texts),
             policy_logp=torch.tensor([s.logp for s in samples], dtype=torch.float64),
-            reference_logp=self._reference_logp(ids, samples),
+            reference_logp=unknown if encoder else self._reference_logp([self.encoder.prompt(p) for p in prompts], samples),
             scored=len(set(texts)),
         )
 
-    def _samples(self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int) -> list[list[Sample]]:
+    def _samples(
+        self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
+    ) -> list[list[Sample]]:
         """The samples of each prompt."""
-        encoder = self.encoder
         with numerics(self.precision, next(model.parameters()).device):
             found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
         return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
@@ -199,6 +193,6 @@ class Judge:
         """log pi_ref of each sample; equal samples are run once."""
         unique = list(dict.fromkeys((s.prompt, s.tokens) for s in samples))
         rows = [(prompts[prompt], [tokens]) for prompt, tokens in unique]
-        found = self.reference_logp(rows)
+        found = logp_of(self.reference, rows, self.batch_size, self.precision)
         number = {key: i for i, key in enumerate(unique)}
         return found[[number[s.prompt, s.tokens] for s in samples]]

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import newest, whole_file
+from cdpo_lightning.callbacks import wandb_run
 from cdpo_lightning.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import LoggerConfig, TrainerConfig
@@ -61,16 +62,20 @@ class WholeCheckpoint(TorchCheckpointIO):
             temporary.write_bytes(buffer.getbuffer())
 
 
-def make_logger(config: LoggerConfig, folder: Path, name: str) -> Logger | bool:
-    """The Lightning logger beside history.csv; W&B stays offline unless `logger.offline=false`."""
+class JobWandbLogger(WandbLogger):
+    """Logs a policy into the one W&B run of its job; a baseline's curves have its name in front."""
+
+    LOGGER_JOIN_CHAR = "/"
+
+
+def make_logger(config: LoggerConfig, folder: Path, who: str, baseline: bool) -> Logger | bool:
+    """The Lightning logger of a policy beside history.csv; W&B's is into the job's run, which is open already."""
     if config.kind == "csv":
-        return CSVLogger(folder, name="csv", version=name)
+        return CSVLogger(folder, name="csv", version=who)
     if config.kind == "tensorboard":
-        return TensorBoardLogger(folder, name="tensorboard", version=name)
+        return TensorBoardLogger(folder, name="tensorboard", version=who)
     if config.kind == "wandb":
-        return WandbLogger(
-            name=name, project=config.project, group=config.group or None, offline=config.offline, save_dir=str(folder)
-        )
+        return JobWandbLogger(experiment=wandb_run.current(), prefix=who if baseline else "", save_dir=str(folder))
     return False
 
 
@@ -126,8 +131,6 @@ def fit(
         with _interruptible(made):
             made.fit(module, datamodule=data, ckpt_path=_last(stage.folder, trainer), weights_only=True)
     module.eval()
-    if isinstance(logger, WandbLogger):
-        logger.experiment.finish()  # or the next policy would go on in the same run
     return made
 
 

@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -142,8 +145,13 @@ def test_facts_that_are_no_json_leave_nothing_half_written(store, tmp_path):
     assert files(tmp_path) == set()
 
 
-def test_another_run_may_store_the_same_meanwhile(store, tmp_path):
+def test_where_there_are_no_locks_another_run_may_store_the_same_meanwhile(store, tmp_path, monkeypatch):
     """Both made it; the first to finish has stored it, the second one's equal result is dropped without a word."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("cdpo_lightning.artifacts.fcntl.flock", no_locks)
 
     def make():
         get(Store(tmp_path / "artifacts", store.ledger))
@@ -158,7 +166,7 @@ def test_another_run_may_store_the_same_meanwhile(store, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
     (tmp_path / "artifacts").write_text("a file")
-    with pytest.raises(StorageError, match="set artifacts_dir elsewhere"):
+    with pytest.raises(StorageError, match="choose another folder"):
         get(Store(tmp_path / "artifacts", Ledger(tmp_path / "ledger.json", resume=False)))
 
 
@@ -239,3 +247,47 @@ def test_the_store_says_what_it_holds_without_reading_it(store):
     get(store)
     assert store.holds("reward_scores", MADE_OF)
     assert not store.holds("cost_scores", MADE_OF)
+
+
+MAKER = """
+import sys, time
+from pathlib import Path
+import torch
+from cdpo_lightning.artifacts import Ledger, Store
+root = Path(sys.argv[1])
+def make():
+    with (root / "made").open("a") as file:
+        file.write("x")
+    (root / "making").touch()
+    time.sleep(float(sys.argv[2]))
+    return {"score": torch.ones(3)}, {}
+print(Store(root / "store", Ledger(root / f"ledger-{sys.argv[3]}.json", False)).get("w", {"a": 1}, make, ("n", 3)).key)
+"""
+
+
+def maker(folder: Path, seconds: float, name: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", MAKER, str(folder), str(seconds), name]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_runs_that_start_together_one_makes_what_they_share(tmp_path):
+    runs = [maker(tmp_path, 0.5, name) for name in "abc"]
+    said = [run.communicate() for run in runs]
+    assert [errors for _, errors in said] == [""] * 3
+    assert len({key for key, _ in said}) == 1
+    assert (tmp_path / "made").read_text() == "x"
+    assert len(list(tmp_path.glob("ledger-*.json"))) == 1, "only the maker counts its forwards"
+    assert not list((tmp_path / "store").rglob("*.lock"))
+
+
+def test_the_lock_of_a_dead_maker_expires(tmp_path):
+    killed = maker(tmp_path, 600, "killed")
+    while not (tmp_path / "making").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    waiting = maker(tmp_path, 0, "waiting")
+    killed.kill()
+    killed.communicate()
+    assert waiting.communicate(timeout=60)[1] == ""
+    assert (tmp_path / "made").read_text() == "xx"
+    assert (tmp_path / "ledger-waiting.json").exists()

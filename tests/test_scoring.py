@@ -38,16 +38,7 @@ def language_model(seed=0):
 def scorer():
     model = from_causal_lm(language_model(), 0, 0).eval()
     torch.nn.init.normal_(model.head.weight)
-    return ModelScorer(
-        model.requires_grad_(False),
-        TOKENIZER,
-        "plain",
-        64,
-        batch_size=2,
-        precision="32-true",
-        identity="cost:abc",
-        device=torch.device("cpu"),
-    )
+    return ModelScorer(model.requires_grad_(False), TOKENIZER, "plain", 64, batch_size=2, precision="32-true", identity="cost:abc")
 
 
 def rows_run(model, function):
@@ -68,7 +59,7 @@ def test_equal_texts_are_scored_once_and_each_gets_its_own_score(scorer):
     assert rows == len(set(TEXTS)) == 4
     assert scores.dtype == torch.float64
     for text, score in zip(TEXTS, scores.tolist(), strict=True):
-        ids = torch.tensor([encode_scored(*text, "plain", TOKENIZER)])
+        ids = torch.tensor([encode_scored(*text, "plain", TOKENIZER, 512)])
         assert score == pytest.approx(float(scorer.model(ids, torch.ones_like(ids))), abs=1e-5)
 
 
@@ -86,7 +77,7 @@ def test_a_unit_divides_the_score(scorer):
 def test_a_long_text_loses_its_beginning(scorer):
     """Of five words and the end, three tokens are kept: the score is that of the last two words after the same end."""
     cut = replace(scorer, max_tokens=3).score([TEXTS[0]])
-    ids = torch.tensor([encode_scored(*TEXTS[0], "plain", TOKENIZER)[-3:]])
+    ids = torch.tensor([encode_scored(*TEXTS[0], "plain", TOKENIZER, 512)[-3:]])
     assert ids[0, -1] == TOKENIZER.eos_token_id
     assert float(cut) == pytest.approx(float(scorer.model(ids, torch.ones_like(ids))), abs=1e-5)
 
@@ -127,7 +118,7 @@ def test_logp_of_keeps_the_order_of_the_rows(batch_size):
 @pytest.fixture
 def judge():
     reward, cost = (OracleScorer(WORLD, which, str(which)) for which in (0, 1))
-    return Judge(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true", torch.device("cpu"))
+    return Judge(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true")
 
 
 def test_a_measurement_hangs_together(judge):

@@ -20,17 +20,28 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
+from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.pair_data import DualState, PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws, label_flips
 from cdpo_lightning.history import History
 from cdpo_lightning.maths import dual
-from cdpo_lightning.maths.preference import lagrangian_reward
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance
 from cdpo_lightning.models.adapters import learned
 from cdpo_lightning.scoring import Judge, Measurement
 from cdpo_lightning.strategies import whole_model
 
 Row = dict[str, Any]
+Feedback = Callable[[Tensor, int], Tensor]  # what the dual step is told of the costs [N] of a round's samples; a seed
+
+
+def by_score(cost: Tensor, seed: int) -> Tensor:
+    """The scores themselves."""
+    return cost
+
+
+def tokens_of(measured: Measurement) -> int:
+    """Tokens of all samples, the end tokens included."""
+    return sum(len(s.tokens) for s in measured.samples)
 
 
 def next_lambda(c: ConstraintConfig, beta: float, state: DualState, cost: Estimate, variance: float) -> tuple[float, float]:
@@ -48,13 +59,6 @@ def next_lambda(c: ConstraintConfig, beta: float, state: DualState, cost: Estima
         proportional = c.lambda_lr * c.proportional
         return dual.pi_step(lam, state.integral, expected, c.c_limit, c.lambda_lr, proportional, c.lambda_max)
     return step, state.integral
-
-
-def choose_prompts(count: int, wanted: int, seed: int) -> Tensor:
-    """Numbers of the prompts of a round, in order: all of them if `wanted` is 0, else a seeded draw without replacement."""
-    if wanted in (0, count) or wanted > count:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
 
 
 def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_prompt: int, seed: int) -> PairTable:
@@ -83,10 +87,10 @@ def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_
     )
 
 
-def effective_share(measured: Measurement, lam: float, beta: float) -> float:
-    """Effective sample size of the samples as draws from pi*_lambda, over their number: 1 when the policy is the optimum."""
-    lagrangian = lagrangian_reward(measured.reward, measured.cost, lam)
-    weight = measured.reference_logp + lagrangian / beta - measured.policy_logp
+def effective_share(measured: Measurement, utility: Tensor, beta: float) -> float:
+    """Effective sample size of the samples as draws from reference * exp(utility / beta), over their number: 1 when the policy is
+    that optimum."""
+    weight = measured.reference_logp + utility / beta - measured.policy_logp
     per_prompt = weight.view(int(measured.prompt.max()) + 1, -1)
     return float(dual.effective_sample_size(per_prompt).mean()) / per_prompt.shape[1]
 
@@ -105,10 +109,11 @@ class DualUpdate(L.Callback):
         folder: Path,
         seed: int,
         say: Callable[[Row], None] = lambda row: None,
+        feedback: Feedback = by_score,
     ) -> None:
         self.constraint, self.policy, self.judge = constraint, policy, judge
         self.prompts, self.history, self.who, self.folder = prompts, history, who, folder
-        self.seed, self.say = seed, say
+        self.seed, self.say, self.feedback = seed, say, feedback
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One round of the loop when it is due; runs before the checkpoint of the epoch is written."""
@@ -125,18 +130,20 @@ class DualUpdate(L.Callback):
             row = self.step(data, measured, chosen)
             self._keep_best(data, measured, model)
         ranks.require_equal("lambda", data.dual.lam)
-        row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
+        if data.objective.relabels:
+            row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
         if self.policy.refresh:
             data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, seed))
         place = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.log(**place, **row)
-        pl_module.log_dict({k: v for k, v in row.items() if k.startswith("dual/")}, sync_dist=ranks.count() > 1)
+        shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
+        pl_module.log_dict(shown, sync_dist=ranks.count() > 1)
         self.say({**place, **row, "dual/c_limit": self.constraint.c_limit})
 
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:
         """Steps lambda in the data module; what the history is told of it."""
         state, beta = data.dual, self.policy.beta
-        cost = clustered_mean(measured.cost, measured.prompt)
+        cost = clustered_mean(self.feedback(measured.cost, self.seed * 100_003 + state.round + 1), measured.prompt)
         variance = within_cluster_variance(measured.cost, measured.prompt)
         lam, integral = next_lambda(self.constraint, beta, state, cost, variance)
         lowest = min(state.lowest_cost, _mean_lowest(data, measured, chosen))
@@ -149,12 +156,14 @@ class DualUpdate(L.Callback):
             integral=integral,
             round=state.round + 1,
             sampled=state.sampled + len(measured.samples),
+            sampled_tokens=state.sampled_tokens + tokens_of(measured),
             scored=state.scored + measured.scored,
             lowest_cost=lowest,
             expected_cost=cost.mean,
             expected_cost_se=cost.se,
             alarm=alarm,
         )
+        utility = data.objective.utility(measured.reward, measured.cost, state.lam)
         return {
             "round": data.dual.round,
             "dual/lambda": state.lam,
@@ -163,15 +172,15 @@ class DualUpdate(L.Callback):
             "dual/expected_cost_se": cost.se,
             "dual/expected_reward": float(measured.reward.mean()),
             "dual/violation": violation,
-            "dual/effective_sample_size": effective_share(measured, state.lam, beta),
-            "dual/response_tokens": sum(len(s.tokens) for s in measured.samples) / len(measured.samples),
+            "dual/effective_sample_size": effective_share(measured, utility, beta),
+            "dual/response_tokens": tokens_of(measured) / len(measured.samples),
             "dual/unfinished": sum(not s.finished for s in measured.samples) / len(measured.samples),
         }
 
     def _keep_best(self, data: PairDataModule, measured: Measurement, model: nn.Module) -> None:
         """Saves the weights if this round meets the limit and has the best E[r] - beta KL of those that did."""
         kl = float((measured.policy_logp - measured.reference_logp).mean())
-        value = float(measured.reward.mean()) - self.policy.beta * kl
+        value = float(data.objective.utility(measured.reward, measured.cost, 0.0).mean()) - self.policy.beta * kl
         if data.dual.expected_cost <= self.constraint.c_limit and value > data.dual.best_value:
             data.update(best_round=data.dual.round, best_value=value)
             self._save(model)

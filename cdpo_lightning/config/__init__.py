@@ -4,20 +4,21 @@ Units and signs stand beside each field. Cost is positive when harmful; lambda i
 """
 
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
-from cdpo_lightning.config.parse import parse, to_yaml
-from cdpo_lightning.config.run import RunConfig
+from cdpo_lightning.config.methods import METHODS, MethodConfig, PPOConfig, PrimalDualConfig
+from cdpo_lightning.config.parse import parse, plain, to_yaml
+from cdpo_lightning.config.run import Plan, RunConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
     FitConfig,
     LoggerConfig,
-    MethodConfig,
     PolicyConfig,
     ScorerConfig,
     TrainerConfig,
 )
 
 __all__ = [
+    "METHODS",
     "ClosedFormConfig",
     "ConstraintConfig",
     "EvaluationConfig",
@@ -26,10 +27,14 @@ __all__ = [
     "LoggerConfig",
     "MethodConfig",
     "ModelConfig",
+    "PPOConfig",
+    "Plan",
     "PolicyConfig",
+    "PrimalDualConfig",
     "RunConfig",
     "ScorerConfig",
     "TrainerConfig",
     "parse",
+    "plain",
     "to_yaml",
 ]

@@ -84,6 +84,7 @@ class ClosedFormConfig:
     off_grammar_share: float = 0.25  # share of pairs with one response outside the grammar
     off_grammar_reward: float = -3.0
     off_grammar_cost: float = 3.0
+    withheld: float = 0.0  # share of each prompt's responses, the best by true reward - cost, that no pair holds
     scores: str = "learned"  # learned: the trained score models; oracle: the truth
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class ClosedFormConfig:
         require(abs(self.correlation) <= 0.85, "dataset.correlation", self.correlation, "-0.85 to 0.85")
         require(0 <= self.risk_share <= 0.25, "dataset.risk_share", self.risk_share, "0 to 0.25")
         require(0 <= self.off_grammar_share < 1, "dataset.off_grammar_share", self.off_grammar_share, "[0, 1)")
+        require(0 <= self.withheld <= 0.5, "dataset.withheld", self.withheld, "0 to 0.5")
         choice("dataset.scores", self.scores, ("learned", "oracle"))
 
 
@@ -124,7 +126,8 @@ class FilesConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.pairs), "dataset.pairs", repr(self.pairs), "a file, a folder or a hub name")
-        choice("dataset.pairs_source", self.pairs_source, ("pku_saferlhf", "preference", "hh_harmless"))
+        known = ("pku_saferlhf", "beavertails", "preference", "hh_harmless", "truthfulqa")
+        choice("dataset.pairs_source", self.pairs_source, known)
         choice("dataset.on_conflict", self.on_conflict, ("drop", "flip", "keep", "error"))
         require(0 < self.held_out < 1, "dataset.held_out", self.held_out, "between 0 and 1")
         for key in ("max_pairs", "max_reward_pairs", "max_cost_examples", "max_demonstrations", "max_held_out"):

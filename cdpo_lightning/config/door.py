@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # comes with omegaconf
 
 from cdpo_lightning.config.parse import no_such_key
+from cdpo_lightning.errors import CDPOError
 
-COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, CDPOError)
 _HYDRAS_VALUE_ERROR = "Config group override must be"
 
 refused: list[str] = []  # what was said, by this run or by the jobs of this sweep
+failed: list[int] = []  # exit statuses of the sweep's jobs that were not done
 
 
 def refuse(said: str) -> float:
@@ -25,8 +28,27 @@ def refuse(said: str) -> float:
     return float("nan")
 
 
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Says how to go on, in the sweep's own words if it was one; the exit status."""
+    said = str(error) or "interrupted: the same command with resume=true goes on from the last checkpoint"
+    print(said, file=sys.stderr, flush=True)
+    return 130
+
+
+def note_failures(statuses: Sequence[int]) -> None:
+    """Remembers how the jobs of a sweep ended, for `status`."""
+    failed.extend(status for status in statuses if status)
+
+
+def status() -> int:
+    """The exit status: 0 done, 2 if the user has to change something, 1 if a job of a sweep failed in any other way."""
+    return 1 if any(status != 2 for status in failed) else 2 if refused or failed else 0
+
+
 def sentence(error: Exception) -> str:
     """The mistake behind an error that was raised while the configuration was composed; raises any other error again."""
+    if isinstance(error, CDPOError):
+        return str(error)
     text = " ".join(str(error).split("Config search path:")[0].split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_file(error.missing_cfg_file, list(error.options or []), text)

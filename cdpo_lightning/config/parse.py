@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
+from cdpo_lightning.config.methods import MethodConfig, PPOConfig, PrimalDualConfig
 from cdpo_lightning.config.run import RunConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
     FitConfig,
     LoggerConfig,
-    MethodConfig,
     PolicyConfig,
     ScorerConfig,
     TrainerConfig,
@@ -34,6 +34,8 @@ _GROUPS: dict[str, type] = {
     "policy": PolicyConfig,
     "constraint": ConstraintConfig,
     "method": MethodConfig,
+    "primal_dual": PrimalDualConfig,
+    "ppo": PPOConfig,
     "evaluation": EvaluationConfig,
     "trainer": TrainerConfig,
     "logger": LoggerConfig,
@@ -154,10 +156,28 @@ def parse(config: DictConfig | dict[str, Any]) -> RunConfig:
     values = _resolved(config) if isinstance(config, DictConfig) else dict(config)
     _require_keys("", values, _keys(""))
     scalars = {name: _scalar(name, kind, values[name]) for name, kind in _SCALARS.items()}
+    judged = _judged(values["policy"])
+    if judged:
+        values["policy"] = dataclasses.asdict(PolicyConfig())  # nothing is trained: none of it is read
     groups = {name: _group(name, schema, values[name]) for name, schema in _GROUPS.items()}
-    return RunConfig(**scalars, **groups, dataset=_dataset(values["dataset"]))
+    return RunConfig(**scalars, **groups, dataset=_dataset(values["dataset"]), judged=judged)
+
+
+def _judged(policy: Any) -> tuple[str, ...]:
+    """The folders of `policy=FOLDER` or `policy=FOLDER+FOLDER`; none where `policy` is the group of training's keys."""
+    folders = tuple(policy.split("+")) if isinstance(policy, str) else ()
+    if not all(folders):
+        raise ConfigError(f"policy={policy!r}: expected a folder or a hub name, or several with + between them")
+    return folders
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as `parse` reads it: `parse(plain(config))` is `config`."""
+    values = dataclasses.asdict(config)
+    judged = values.pop("judged")
+    return values | ({"policy": "+".join(judged)} if judged else {})
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as it is kept in the run's folder."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdpo_lightning.config.checks import choice, require
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
+from cdpo_lightning.config.methods import BY_KIND, METHODS, MethodConfig, PPOConfig, PrimalDualConfig, Recipe
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
     FitConfig,
     LoggerConfig,
-    MethodConfig,
     PolicyConfig,
     ScorerConfig,
     TrainerConfig,
@@ -22,8 +22,21 @@ from cdpo_lightning.config.training import (
 from cdpo_lightning.errors import ConfigError
 
 # Of the trainer, what may be another when a run is resumed: how many ranks share the work, and where things are kept.
-_HOW = ("devices", "num_nodes", "offload", "park", "checkpoint_every_n_steps", "keep_checkpoints")
+_HOW = ("devices", "num_nodes", "offload", "checkpoint_every_n_steps", "keep_checkpoints")
 STAGES = ("sft", "reward", "cost", "policy", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one method is trained: its recipe, and the groups with the recipe's values in place of the run's."""
+
+    who: str
+    recipe: Recipe
+    human: bool  # its labels are those of the data set
+    policy: PolicyConfig
+    constraint: ConstraintConfig
+    primal_dual: PrimalDualConfig
+    ppo: PPOConfig
 
 
 @dataclass(frozen=True)
@@ -45,29 +58,109 @@ class RunConfig:
     policy: PolicyConfig
     constraint: ConstraintConfig
     method: MethodConfig
+    primal_dual: PrimalDualConfig
+    ppo: PPOConfig
     evaluation: EvaluationConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    judged: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
 
     def __post_init__(self) -> None:
-        choice("mode", self.mode, ("run", "check"))
+        choice("mode", self.mode, ("run", "check", "evaluate"))
+        self._require_judged()
         for stage in self.stages:
             choice("stages", stage, STAGES)
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         if self.constraint.kind == "dual":
             every, epochs = self.constraint.every_k_epochs, self.policy.epochs
             require(every <= epochs, "constraint.every_k_epochs", every, f"at most policy.epochs, {epochs}: one round")
-        if not self.model.path:
+        if not self.model.path and not self.alone:
             if not isinstance(self.dataset, ClosedFormConfig):
                 raise ConfigError(
                     "model.path is empty: a model built here knows only the words of dataset=closed_form; name a model"
                 )
             self.model.require_architecture()
+        self._require_method()
+
+    def _require_method(self) -> None:
+        """Raises:
+        ConfigError: the method and `constraint.kind` do not go together, or a method needs a world that can be enumerated.
+        """
+        if self.who not in METHODS:
+            kind, name = self.constraint.kind, self.method.name
+            raise ConfigError(
+                f"constraint.kind={kind}: method={name} has {METHODS[name].kind}; choose constraint={METHODS[name].kind}"
+            )
+        for key, value in (
+            ("constraint.lambda_init", self.constraint.lambda_init),
+            ("method.fixed_lambda", self.method.fixed_lambda),
+        ):
+            self._require_world(value == "exact", key, "exact")
+        for plan in map(self.plan, self.trained):
+            if plan.recipe.trainer == "ppo" and self.trainer.zero == 3:
+                raise ConfigError(f"trainer.strategy=deepspeed_zero3: {plan.who} samples within its epochs; choose deepspeed_zero2")
+            complete = plan.recipe.trainer == "primal_dual" and plan.primal_dual.pairs == "complete"
+            self._require_world(complete, "primal_dual.pairs", "complete")
+
+    def _require_world(self, needed: bool, key: str, value: str) -> None:
+        enumerated = isinstance(self.dataset, ClosedFormConfig)
+        require(enumerated or not needed, key, value, "another value: only responses of dataset=closed_form can be enumerated")
+
+    def _require_judged(self) -> None:
+        """Raises:
+        ConfigError: mode=evaluate without a policy to judge, or a folder to judge in another mode.
+        """
+        if bool(self.judged) != (self.mode == "evaluate"):
+            if self.mode == "evaluate":
+                raise ConfigError("mode=evaluate: expected policy=FOLDER with it, the model to judge")
+            raise ConfigError(f"policy={'+'.join(self.judged)}: expected policy.KEY=VALUE; a folder is judged with mode=evaluate")
+
+    @property
+    def alone(self) -> bool:
+        """Whether policies are judged on files without a model that they come from: with published score models only."""
+        return bool(self.judged) and not self.model.path and not isinstance(self.dataset, ClosedFormConfig)
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The names under which the folders to judge are reported."""
+        return ("policy",) if len(self.judged) == 1 else tuple(f"policy_{i}" for i, _ in enumerate(self.judged, 1))
 
     @property
     def who(self) -> str:
         """The name under which the run's own policy is reported."""
-        return {"dual": "cdpo", "fixed": "cdpo_fixed", "none": "dpo"}[self.constraint.kind]
+        name, kind = self.method.name, self.constraint.kind
+        if METHODS[name].trainer == "none" or METHODS[name].kind == kind:
+            return name
+        return BY_KIND.get((name, kind), "")
+
+    @property
+    def trained(self) -> list[str]:
+        """Whom the policy stage trains, the run's own last."""
+        return list(dict.fromkeys([*(who for who in self.method.baselines if who != self.who), self.who]))
+
+    def plan(self, who: str) -> Plan:
+        """How `who` is trained: the recipe's values in place of the run's."""
+        recipe = METHODS[who]
+        human = recipe.people and self.method.preferences == "human"
+        policy = {**recipe.policy, "refresh": 0} if human else recipe.policy  # nobody labels the policy's own samples
+        constraint = {"kind": recipe.kind, **recipe.constraint, **self._lambda_of(who)}
+        return Plan(
+            who=who,
+            recipe=recipe,
+            human=human,
+            policy=replace(self.policy, **policy),  # type: ignore[arg-type]
+            constraint=replace(self.constraint, **constraint),  # type: ignore[arg-type]
+            primal_dual=replace(self.primal_dual, **recipe.primal_dual),  # type: ignore[arg-type]
+            ppo=self.ppo,
+        )
+
+    def _lambda_of(self, who: str) -> dict[str, object]:
+        """Lambda's start where it is not `constraint`'s: PPO-Lag's own, and the constant of a method beside."""
+        if METHODS[who].trainer == "ppo":
+            return {"lambda_init": self.ppo.lambda_init, "lambda_lr": self.ppo.lambda_lr}
+        if METHODS[who].kind != "fixed" or who == self.who:
+            return {}
+        return {"lambda_init": self.method.cost_only_lambda if who == "cost_only" else self.method.fixed_lambda}
 
     def identity(self) -> str:
         """Sixteen hex digits that name the run's result: every value but where it is written, how it is watched

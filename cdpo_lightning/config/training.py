@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cdpo_lightning.config.checks import choice, require
+from cdpo_lightning.config.methods import require_lambda
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ class ScorerConfig(FitConfig):
     """A score model: trained here, or `path`, a folder or hub name in the published Beaver layout or Hugging Face's."""
 
     path: str = ""
+    revision: str | None = None  # of a hub name
+    sign: int = 1  # -1: the score model of `path` is read with the other sign, as a safety score that serves as a cost
     template: str = ""  # empty: the policy's
     max_tokens: int = 512
     unit_sd: bool = True  # divide the scores by their sd over the training responses; zero stays where it is
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("template", self.template, ("", "plain", "chat", "beaver"))
+        choice("template", self.template, ("", "plain", "chat", "beaver", "pair"))
+        require(bool(self.path) or self.template != "pair", "template", self.template, "another one, or a score model in path")
+        require(self.sign in (1, -1), "sign", self.sign, "1 or -1")
+        require(bool(self.path) or self.sign == 1, "sign", self.sign, "1: a score model trained here has the right sign")
         require(self.max_tokens >= 2, "max_tokens", self.max_tokens, "at least 2")
 
 
@@ -85,7 +91,7 @@ class ConstraintConfig:
     kind: str = "dual"
     c_limit: float = -0.5  # cost units of the cost model in use
     update: str = "newton"
-    lambda_init: float | str = 0.0  # reward per cost; or one_shot
+    lambda_init: float | str = 0.0  # reward per cost; one_shot; or, in the closed-form world, exact
     lambda_lr: float = 0.5  # projected, log, pi
     lambda_max: float = 20.0
     proportional: float = 0.5  # pi: weight of the violation itself, in units of lambda_lr
@@ -99,10 +105,7 @@ class ConstraintConfig:
     def __post_init__(self) -> None:
         choice("constraint.kind", self.kind, ("dual", "fixed", "none"))
         choice("constraint.update", self.update, ("projected", "newton", "log", "pi"))
-        if isinstance(self.lambda_init, str):
-            choice("constraint.lambda_init", self.lambda_init, ("one_shot",))
-        else:
-            require(self.lambda_init >= 0, "constraint.lambda_init", self.lambda_init, "0 or more, or one_shot")
+        require_lambda("constraint.lambda_init", self.lambda_init)
         require(self.lambda_max > 0, "constraint.lambda_max", self.lambda_max, "more than 0")
         require(self.lambda_lr > 0, "constraint.lambda_lr", self.lambda_lr, "more than 0")
         require(0 < self.damping <= 1, "constraint.damping", self.damping, "(0, 1]")
@@ -119,25 +122,13 @@ class ConstraintConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """What is trained: the policy that `constraint.kind` names, and baselines beside it."""
-
-    name: str = "cdpo"
-    baselines: list[str] = field(default_factory=list)
-    cost_only_lambda: float = 10.0  # lambda of the baseline `cost_only`
-
-    def __post_init__(self) -> None:
-        for baseline in self.baselines:
-            choice("method.baselines", baseline, ("dpo", "cost_only"))
-        require(self.cost_only_lambda > 0, "method.cost_only_lambda", self.cost_only_lambda, "more than 0")
-
-
-@dataclass(frozen=True)
 class EvaluationConfig:
     """Every policy is judged on the same seeded prompts, temperature 1."""
 
-    prompts: int = 0  # 0: all
+    prompts: int = 0  # evenly spread over the file; 0: all
     samples_per_prompt: int = 32
+    refusal_prompts: str = ""  # XSTest's; empty: over-refusal is not measured
+    truthfulqa: str = ""  # its multiple choice; empty: not measured
 
     def __post_init__(self) -> None:
         require(self.prompts >= 0, "evaluation.prompts", self.prompts, "0 (all) or more")
@@ -153,7 +144,6 @@ class TrainerConfig:
     num_nodes: int = 1
     precision: str = "32-true"
     strategy: str = "auto"  # auto: one process, or ddp; deepspeed_zero1, 2, 3 shard optimizer, gradients, parameters
-    park: bool = False  # reference, score models and trained policies wait in the host's memory, and come one at a time
     offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
     accumulate_grad_batches: int = 1
     checkpoint_every_n_steps: int = 0  # within an epoch; 0: after every epoch only
@@ -168,9 +158,7 @@ class TrainerConfig:
         choice("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "bf16-true"))
         choice("trainer.strategy", self.strategy, ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"))
         require(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
-        require(
-            bool(self.zero) or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed"
-        )
+        require(self.zero > 0 or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed")
         require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")
         require(self.num_threads >= 0, "trainer.num_threads", self.num_threads, "0 (torch decides) or more")
         accumulate = self.accumulate_grad_batches
@@ -200,6 +188,8 @@ class LoggerConfig:
     kind: str = "none"
     project: str = "cdpo"
     group: str = ""
+    name: str = ""  # wandb: of the run; empty: its overrides
+    artifact: bool = False  # wandb: upload the exported policy too
     offline: bool = True
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches of like length, in an order that depends on (seed, epoch) alone."""
+"""Batches of like length, in an order that depends on (seed, epoch) alone; and the prompts of a round."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 _POOL = 32  # batches that are sorted by length together
@@ -61,3 +62,10 @@ def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Row numbers in batches of like length, longest first: for passes without gradient."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def choose_prompts(count: int, wanted: int, seed: int) -> Tensor:
+    """Numbers of the prompts of a round, in order: all of them if `wanted` is 0, else a seeded draw without replacement."""
+    if wanted in (0, count) or wanted > count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values

@@ -106,8 +106,19 @@ def make_world(config: ClosedFormConfig, seed: int) -> World:
     )
 
 
-def _sample_responses(world: World, prompt: str, count: int, generator: torch.Generator) -> list[str]:
-    weight = world.behaviour_GK[world.topic_of[prompt]].exp()
+def withheld(world: World) -> Tensor:
+    """Which responses no pair holds, bool [G, K]: the best of each topic by true reward - cost."""
+    count = round(world.config.withheld * len(world.responses))
+    best = (world.reward_GK - world.cost_GK).argsort(1, descending=True)[:, :count]
+    return torch.zeros_like(world.reward_GK, dtype=torch.bool).scatter(1, best, True)
+
+
+def _sample_responses(
+    world: World, prompt: str, count: int, generator: torch.Generator, without: Tensor | None = None
+) -> list[str]:
+    topic = world.topic_of[prompt]
+    weight = world.behaviour_GK[topic].exp()
+    weight = weight if without is None else weight.masked_fill(without[topic], 0.0)
     return [world.responses[int(k)] for k in torch.multinomial(weight, count, replacement=True, generator=generator)]
 
 
@@ -163,11 +174,11 @@ def _label(world: World, prompt: str, first: str, second: str, generator: torch.
 def preference_pairs(world: World, prompts: list[str], per_prompt: int, seed: int) -> list[PreferencePair]:
     """`per_prompt` labelled pairs of different responses a prompt; a share has one response outside the grammar."""
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-    words = grammar.vocabulary()
+    words, without = grammar.vocabulary(), withheld(world)
     pairs: list[PreferencePair] = []
     for number, prompt in enumerate(prompts, start=1):
         while len(pairs) < per_prompt * number:
-            first, second = _sample_responses(world, prompt, 2, generator)
+            first, second = _sample_responses(world, prompt, 2, generator, without)
             if rng.random() < world.config.off_grammar_share:
                 second = corrupt(second, words, rng)
                 first, second = (first, second) if rng.random() < 0.5 else (second, first)
@@ -180,6 +191,6 @@ def evaluation_prompts(world: World) -> list[EvaluationPrompt]:
     """All training prompts: the exact values are over these."""
     risky = len(grammar.BENIGN_TOPICS)
     return [
-        EvaluationPrompt(prompt=p, category="risky" if t >= risky else "benign")
+        EvaluationPrompt(prompt=p, categories=("risky" if t >= risky else "benign",))
         for p, t in zip(world.prompts, world.topic, strict=True)
     ]

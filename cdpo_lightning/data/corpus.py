@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from cdpo_lightning.config import ClosedFormConfig, FilesConfig
+from cdpo_lightning.config import ClosedFormConfig, EvaluationConfig, FilesConfig
 from cdpo_lightning.data import audit, closed_form, sources
+from cdpo_lightning.data.answers import pair_answers
 from cdpo_lightning.data.closed_form import World
-from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, PreferencePair
+from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, MultipleChoice, PreferencePair
+from cdpo_lightning.data.rows import is_unpinned
 
 T = TypeVar("T")
 
@@ -45,6 +47,8 @@ class Corpus:
     cost: Split[ScoreExample]
     pairs: list[PreferencePair]
     prompts: list[EvaluationPrompt]
+    refusal_prompts: list[EvaluationPrompt] = field(default_factory=list)
+    questions: list[MultipleChoice] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     metrics: dict[str, int] = field(default_factory=dict)
     world: World | None = None
@@ -104,6 +108,23 @@ def _new(labels: Sequence[LabelledAnswer], pairs: Sequence[PreferencePair]) -> l
     return [label for label in labels if (label.prompt, label.response) not in known]
 
 
+def audited_pairs(config: FilesConfig) -> tuple[list[PreferencePair], dict[str, int]]:
+    """The policy's pairs and what the audit found; BeaverTails' answers are audited one by one, then paired by prompt.
+
+    Raises:
+        DataError: the file is missing or breaks its contract, or the audit's policy is `error` and there is a conflict.
+    """
+    where: dict[str, Any] = {"split": config.split, "revision": config.revision}
+    if config.pairs_source != "beavertails":
+        pairs, report = audit.audit_pairs(sources.PAIR_SOURCES[config.pairs_source](config.pairs, **where), config.on_conflict)
+        return pairs, report.as_metrics()
+    answers, single = audit.audit_labels(sources.safety_labels(config.pairs, **where), config.on_conflict)
+    paired = pair_answers(answers)
+    pairs, report = audit.audit_pairs(paired, config.on_conflict)
+    unpaired = len({(a.prompt, a.response) for a in answers} - {(p.prompt, text) for p in paired for text in p.responses})
+    return pairs, report.as_metrics() | single.as_metrics("data_answers", "answers") | {"data/unpaired": unpaired}
+
+
 def files_corpus(config: FilesConfig, seed: int) -> Corpus:
     """The data of the files or hub names of the configuration, audited.
 
@@ -111,8 +132,7 @@ def files_corpus(config: FilesConfig, seed: int) -> Corpus:
         DataError: a file is missing or breaks its contract, or the audit's policy is `error` and there is a conflict.
     """
     where: dict[str, Any] = {"split": config.split, "revision": config.revision}
-    pairs, report = audit.audit_pairs(sources.PAIR_SOURCES[config.pairs_source](config.pairs, **where), config.on_conflict)
-    metrics = report.as_metrics()
+    pairs, metrics = audited_pairs(config)
     reward_pairs = pairs
     labels: list[LabelledAnswer] = []
     demos: list[Demonstration] = []
@@ -125,7 +145,7 @@ def files_corpus(config: FilesConfig, seed: int) -> Corpus:
     if config.demonstrations:
         demos, report = audit.audit_demonstrations(sources.demonstrations(config.demonstrations, **where))
         metrics |= report.as_metrics("data_sft", "answers")
-    prompts = [EvaluationPrompt(prompt=pair.prompt) for pair in pairs]
+    prompts = [EvaluationPrompt(prompt) for prompt in dict.fromkeys(pair.prompt for pair in pairs)]
     if config.evaluation_prompts:
         prompts = sources.evaluation_prompts(config.evaluation_prompts, config.evaluation_split, config.revision)
     return Corpus(
@@ -135,8 +155,8 @@ def files_corpus(config: FilesConfig, seed: int) -> Corpus:
             _labelled([*map(cost_example, pairs), *map(cost_example, _new(labels, pairs))]), config, config.max_cost_examples, seed
         ),
         pairs=_cut(audit.split_by_prompt(pairs, config.held_out, seed)[0], config.max_pairs),
-        prompts=list({item.prompt: item for item in prompts}.values()),
-        notices=[sources.licence_notice(name) for name in _named(config)],
+        prompts=prompts,
+        notices=_notices(config),
         metrics=metrics,
     )
 
@@ -146,17 +166,40 @@ def _labelled(examples: Sequence[ScoreExample]) -> list[ScoreExample]:
     return [e for e in examples if e.preferred is not None or any(e.signs)]
 
 
-def _named(config: FilesConfig) -> list[str]:
-    """The sources in use, for the licence and content notices."""
+def _notices(config: FilesConfig) -> list[str]:
+    """Licence and content of each source in use, once; and the data sets of the hub that may change under the run."""
     optional = {
         "preference": config.reward_pairs,
         "safety_labels": config.cost_labels,
         "demonstrations": config.demonstrations,
         "evaluation_prompts": config.evaluation_prompts,
     }
-    return [config.pairs_source, *[name for name, path in optional.items() if path and name != config.pairs_source]]
+    named = [config.pairs_source, *[name for name, path in optional.items() if path and name != config.pairs_source]]
+    unpinned = [path for path in dict.fromkeys([config.pairs, *optional.values()]) if is_unpinned(path, config.revision)]
+    return [
+        *map(sources.licence_notice, named),
+        *[f"{path}: the newest revision, which may change; pin it as {path.partition('%')[0]}@REVISION" for path in unpinned],
+    ]
 
 
-def load_corpus(config: ClosedFormConfig | FilesConfig, seed: int) -> Corpus:
-    """The data of the run."""
-    return closed_form_corpus(config, seed) if isinstance(config, ClosedFormConfig) else files_corpus(config, seed)
+def load_corpus(config: ClosedFormConfig | FilesConfig, evaluation: EvaluationConfig, seed: int) -> Corpus:
+    """The data of the run, what only the evaluation reads included: a file that is missing is found before anything is trained.
+
+    Raises:
+        DataError: a file is missing or breaks its contract, or the audit's policy is `error` and there is a conflict.
+    """
+    corpus = closed_form_corpus(config, seed) if isinstance(config, ClosedFormConfig) else files_corpus(config, seed)
+    more = {"refusal_prompts": evaluation.refusal_prompts, "truthfulqa": evaluation.truthfulqa}
+    return replace(
+        corpus,
+        refusal_prompts=sources.refusal_prompts(evaluation.refusal_prompts) if evaluation.refusal_prompts else [],
+        questions=sources.multiple_choice(evaluation.truthfulqa) if evaluation.truthfulqa else [],
+        notices=[*corpus.notices, *[sources.licence_notice(name) for name, path in more.items() if path]],
+    )
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, evenly spread over them, since files are often sorted by category; 0: all."""
+    if not 0 < count < len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

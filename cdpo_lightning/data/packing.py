@@ -27,11 +27,12 @@ class PackedRows:
     target_N: Tensor  # token ids
     response_N: Tensor  # number of the response, rows in order, in [0, responses)
     responses: int
+    tokens: int  # without padding
 
     def to(self, device: torch.device | str) -> PackedRows:
         """The same batch on `device`."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return PackedRows(**moved, responses=self.responses)
+        return PackedRows(**moved, responses=self.responses, tokens=self.tokens)
 
 
 def row_length(prompt: Ids, responses: Sequence[Ids]) -> int:
@@ -83,4 +84,19 @@ def pack(rows: Sequence[Row]) -> PackedRows:
         target_N=torch.tensor(target),
         response_N=torch.tensor(owner),
         responses=number,
+        tokens=sum(row_length(*row) for row in rows),
     )
+
+
+def apart(rows: PackedRows) -> PackedRows:
+    """The same responses in the same order, each in a row of its own: for models that cannot keep to the mask of a shared row."""
+    length = rows.input_ids_BT.shape[1]
+    ids, source = rows.input_ids_BT.tolist(), rows.source_N.tolist()
+    target, owner = rows.target_N.tolist(), rows.response_N.tolist()
+    first = {number: at for at, number in reversed(list(enumerate(owner)))}
+    singles = []
+    for number in range(rows.responses):
+        row, last = divmod(source[first[number]], length)
+        response = [token for token, of in zip(target, owner, strict=True) if of == number]
+        singles.append((ids[row][: last + 1], [response]))
+    return pack(singles).to(rows.input_ids_BT.device)

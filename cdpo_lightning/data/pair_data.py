@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor
 from cdpo_lightning import ranks
 from cdpo_lightning.config import PolicyConfig
 from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader
+from cdpo_lightning.data.objectives import LagrangianPreference, Objective
 from cdpo_lightning.data.packing import PackedRows, pack, row_length
 from cdpo_lightning.data.pair_rows import GroupRow, group_rows, prompt_groups
 from cdpo_lightning.data.pair_table import PairTable, concatenate
-from cdpo_lightning.maths.preference import anchor_weights, lagrangian_reward
+from cdpo_lightning.maths.preference import anchor_weights
 
+Optimism = Callable[[PairTable, float], Tensor]  # nats [N] by which the reference is raised where little was seen
 _ANCHOR_PROMPTS = 4  # prompts of a batch whose reference responses ride along with it
 
 
@@ -30,10 +32,16 @@ class PolicyBatch:
     reference_logp: Tensor
     pair: Tensor  # [B, 2] into the responses
     target: Tensor
-    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
     anchor_rows: PackedRows | None = None
     anchor_weight: Tensor | None = None
+    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
     anchor_share: float = 1.0  # as `weight`, of the mean over the anchor's prompts
+    temperature: float | None = None  # of the loss, per nat; None: beta of the configuration
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are read with a gradient."""
+        return self.rows.tokens + (self.anchor_rows.tokens if self.anchor_rows is not None else 0)
 
     def to(self, device: torch.device | str, **_: Any) -> PolicyBatch:
         """The same batch on `device`."""
@@ -49,6 +57,7 @@ class DualState:
     integral: float = 0.0
     round: int = 0
     sampled: int = 0
+    sampled_tokens: int = 0
     scored: int = 0
     lowest_cost: float = float("inf")  # mean over prompts of the smallest cost seen
     expected_cost: float = float("nan")
@@ -61,9 +70,20 @@ class DualState:
 class PairDataModule(L.LightningDataModule):
     """Derives the labels from lambda whenever an epoch's loader is made, so none can be stale."""
 
-    def __init__(self, table: PairTable, policy: PolicyConfig, lam: float, seed: int, anchor: PairTable | None = None) -> None:
+    def __init__(
+        self,
+        table: PairTable,
+        policy: PolicyConfig,
+        lam: float,
+        seed: int,
+        anchor: PairTable | None = None,
+        objective: Objective | None = None,
+        optimism: Optimism | None = None,
+    ) -> None:
         super().__init__()
         self.base, self.policy, self.seed, self.anchor = table, policy, seed, anchor
+        self.objective = objective or LagrangianPreference(policy.beta, policy.labels)
+        self.optimism = optimism
         self.fresh: list[PairTable] = []
         lowest = float(table.lowest_cost()[table.prompt_N.unique()].mean())
         self.dual = DualState(lam=lam, integral=lam, lowest_cost=lowest)
@@ -84,19 +104,21 @@ class PairDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """The pairs with the labels of the present lambda, in the order of (seed, epoch)."""
         table, epoch = self.table, self.trainer.current_epoch if self.trainer else 0
-        target = table.target(self.dual.lam, self.policy.labels).float()
+        target = self.objective.target(table, self.dual.lam).float()
         per_row = min(self.policy.pairs_per_row, self.policy.batch_size)
         rows = group_rows(table, prompt_groups(table, per_row, self.seed, epoch))
         batch = max(1, self.policy.batch_size * len(rows) // len(table))  # rows that hold `batch_size` pairs on average
         order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
-        collate = _Collate(table, target, self._anchor_weights())
+        if self.optimism is not None and self.fresh:  # not before the first round: the policy begins at its reference
+            table = replace(table, reference_logp_N=table.reference_logp_N + self.optimism(table, self.dual.lam))
+        collate = _Collate(table, target, self.objective.temperature(self.dual.lam), self._anchor_weights())
         return ResumableLoader(rows, order, collate)
 
     def _anchor_weights(self) -> tuple[PairTable, Tensor] | None:
         if self.anchor is None or self.policy.anchor == 0:
             return None
-        lagrangian = lagrangian_reward(self.anchor.reward_N, self.anchor.cost_N, self.dual.lam)
-        weight = anchor_weights(lagrangian, self.policy.beta, self.anchor.prompt_N, len(self.anchor.prompts))
+        utility = self.objective.utility(self.anchor.reward_N, self.anchor.cost_N, self.dual.lam)
+        weight = anchor_weights(utility, self.policy.beta, self.anchor.prompt_N, len(self.anchor.prompts))
         return self.anchor, weight.float()
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,8 +134,8 @@ class PairDataModule(L.LightningDataModule):
 class _Collate:
     """Makes this rank's part of a batch of a few rows."""
 
-    def __init__(self, table: PairTable, target: Tensor, anchor: tuple[PairTable, Tensor] | None) -> None:
-        self._table, self._target, self._anchor = table, target, anchor
+    def __init__(self, table: PairTable, target: Tensor, temperature: float, anchor: tuple[PairTable, Tensor] | None) -> None:
+        self._table, self._target, self._temperature, self._anchor = table, target, temperature, anchor
 
     def __call__(self, batch_rows: Sequence[GroupRow]) -> PolicyBatch:
         rows, weight = ranks.part(batch_rows, lambda row: len(row.pairs))
@@ -128,6 +150,7 @@ class _Collate:
             pair=torch.cat(local),
             target=self._target[[pair for row in rows for pair in row.pairs]],
             weight=weight,
+            temperature=self._temperature,
         )
         if self._anchor is None:
             return batch

@@ -54,10 +54,20 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """One prompt to answer and be judged on; `category` groups the results ("" where the source has none)."""
+    """One prompt to answer and be judged on; `categories` group the results (none where the source has none)."""
 
     prompt: str
-    category: str = ""
+    categories: tuple[str, ...] = ()
+    row: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """One question with its options, each true or false: of `mc1` exactly one is true, of `mc2` one or more."""
+
+    question: str
+    mc1: tuple[tuple[str, bool], ...]
+    mc2: tuple[tuple[str, bool], ...]
     row: str = field(default="", compare=False)
 
 

@@ -24,7 +24,8 @@ def read_rows(path: str, split: str = "train", revision: str | None = None, limi
 
     `path` is a file, a folder of files, a folder of `save_to_disk`, or a hub name, in that order of preference. A file
     is its own split. A folder's files are those named after the split, or all of them if none is named after any.
-    `revision` (a tag or commit) is for hub names.
+    A hub name is `owner/name`, then, each if wanted, `:part` (a configuration, or a folder if it ends with a slash),
+    `@revision` (a tag or commit) and `%split`; the latter two come before those of the arguments.
 
     Raises:
         DataError: nothing there, not readable, or no rows.
@@ -44,9 +45,25 @@ def _find_rows(path: str, split: str, revision: str | None) -> Iterator[Row]:
         return _read_saved(local, split) if _is_saved(local) else _read_folder(local, split)
     if path and local.exists():
         return _read_file(local)
-    if _looks_local(path):
+    if _looks_local(re.split("[:@%]", path)[0]):
         raise DataError(f"{path!r}: missing file, expected {', '.join(_READERS)}, a folder of them or a hub name")
-    return _read_hub(path, split, revision)
+    return _read_hub(*_hub_address(path, split, revision))
+
+
+_HUB = re.compile(r"(?P<name>[^:@%]+)(:(?P<part>[^:@%]+))?(@(?P<revision>[^:@%]+))?(%(?P<split>[^:@%]+))?")
+
+
+def _hub_address(path: str, split: str, revision: str | None) -> tuple[str, str | None, str, str | None]:
+    """(name, part, split, revision) of a hub name."""
+    found = _HUB.fullmatch(path)
+    if found is None:
+        raise DataError(f"{path!r}: no file, and not a hub name such as owner/name:part@revision%split; correct it")
+    return found["name"], found["part"], found["split"] or split, found["revision"] or revision
+
+
+def is_unpinned(path: str, revision: str | None) -> bool:
+    """Whether the path names a data set of the hub without saying which revision of it."""
+    return bool(path) and not Path(path).expanduser().exists() and "@" not in path and revision is None
 
 
 def _looks_local(path: str) -> bool:
@@ -159,11 +176,13 @@ def _read_saved(folder: Path, split: str) -> Iterator[Row]:
         yield f"{folder.name}[{split}]:{number}", row
 
 
-def _read_hub(name: str, split: str, revision: str | None) -> Iterator[Row]:
+def _read_hub(name: str, part: str | None, split: str, revision: str | None) -> Iterator[Row]:
     import datasets  # here: it takes a second to import, and few runs need it
 
+    key = "data_dir" if part and part.endswith("/") else "name"
+    options = {key: part.rstrip("/")} if part else {}
     try:
-        found = datasets.load_dataset(name, split=split, revision=revision)
+        found = datasets.load_dataset(name, split=split, revision=revision, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{name}: no such file, and not on the hub ({reason}); check name and split") from error

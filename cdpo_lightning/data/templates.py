@@ -47,14 +47,19 @@ def encode_response(response: str, tokenizer: Any, with_eos: bool = True) -> lis
     return _with_eos(_encode(response, tokenizer), tokenizer) if with_eos else _encode(response, tokenizer)
 
 
-def encode_scored(prompt: str, response: str, template: str, tokenizer: Any) -> list[int]:
+def encode_scored(prompt: str, response: str, template: str, tokenizer: Any, max_tokens: int) -> list[int]:
     """Ids a scorer reads: prompt and response tokenized as one text, one bos, and the eos it is scored at.
+
+    Too long, it loses its beginning. `pair` are two texts with the special tokens that the tokenizer puts around them; too
+    long, the longer one loses its end.
 
     Raises:
         ModelError: the tokenizer has no eos.
     """
+    if template == "pair":
+        return list(tokenizer(prompt, response, truncation="longest_first", max_length=max_tokens)["input_ids"])
     ids = _encode(render_prompt(prompt, template, tokenizer) + response, tokenizer)
-    return _with_eos(_with_bos(ids, template, tokenizer), tokenizer)
+    return _with_eos(_with_bos(ids, template, tokenizer), tokenizer)[-max_tokens:]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,17 @@ def preference_target(probability: Tensor, draw: Tensor, labels: str) -> Tensor:
     raise ConfigError(f"labels: got {labels!r}, expected one of 'bernoulli', 'soft', 'argmax'")
 
 
+def safety_first(label: Tensor, unsafe: Tensor) -> Tensor:
+    """Labels [M] after safety, nan where the pair is to be dropped [SafeDPO].
+
+    `label` 1: response_1 is preferred, 0: response_0, nan: nobody said. `unsafe` [M, 2] bool. A pair is kept as it is if its
+    preferred response is safe, swapped if only the other one is, dropped if neither is.
+    """
+    only = torch.where(unsafe[:, 0], 1.0, 0.0).to(label.dtype)  # the safe one, where one of the two is
+    decided = torch.where(unsafe[:, 0] ^ unsafe[:, 1], only, label)
+    return decided.masked_fill(unsafe.all(1), torch.nan)
+
+
 def dpo_loss(
     log_ratio_0: Tensor,
     log_ratio_1: Tensor,

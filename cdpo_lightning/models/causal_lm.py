@@ -23,7 +23,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cdpo_lightning.config import ModelConfig
-from cdpo_lightning.data.packing import PackedRows, pack
+from cdpo_lightning.data.packing import PackedRows, apart, pack
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.maths.logprobs import sum_per_response, token_logp
 
@@ -122,7 +122,7 @@ def load(config: ModelConfig) -> nn.Module:
     """The model of `model.path`, float32, in evaluation mode and without dropout.
 
     Raises:
-        ModelError: the folder holds no loadable causal language model, or one whose log-probabilities packing would change.
+        ModelError: the folder holds no loadable causal language model, or one whose log-probabilities a batch would change.
     """
     folder, options = source_folder(config), options_of(config)
     if config.gguf_file:
@@ -144,7 +144,7 @@ def load(config: ModelConfig) -> nn.Module:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"model.path={config.path}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
     without_dropout(model.eval())
-    require_packable(model, f"model.path={config.path}")
+    settle_rows(model, f"model.path={config.path}")
     return model
 
 
@@ -158,25 +158,45 @@ def without_dropout(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def require_packable(model: nn.Module, where: str) -> None:
-    """Compares a packed row of two responses with the model's own logits of one sequence at a time.
+def packs(model: nn.Module) -> bool:
+    """Whether a packed row of two responses gives what the model's own logits give of one sequence at a time.
 
-    Raises:
-        ModelError: they differ: the model changes its logits after the head (a softcap, a scale), or does not keep to the mask and
-            the positions that it is given (ALiBi, recurrence).
+    Not so where the model changes its logits after the head (a softcap, a scale), or does not keep to the mask and the positions
+    that it is given (ALiBi, recurrence).
     """
-    vocabulary: int = model.get_input_embeddings().num_embeddings
-    prompt, *responses = ([i % vocabulary for i in ids] for ids in ([1, 2, 3], [4, 5], [6, 7, 8]))
-    alone = [_logp_alone(model, prompt, response) for response in responses]
-    kind = f"{where}: {type(model).__name__}"
+    prompt, *responses = _probe(model)
     try:
         packed = response_logp(model, pack([(prompt, responses)])).tolist()
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{kind} cannot read rows of several responses ({error}); choose another model") from error
-    if not all(abs(p - a) <= 1e-3 * (1 + abs(a)) for p, a in zip(packed, alone, strict=True)):
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return _agree(packed, model, prompt, responses)
+
+
+def _probe(model: nn.Module) -> list[list[int]]:
+    """A prompt and two responses in the model's vocabulary."""
+    vocabulary: int = model.get_input_embeddings().num_embeddings
+    return [[i % vocabulary for i in ids] for ids in ([1, 2, 3], [4, 5], [6, 7, 8])]
+
+
+def _agree(found: list[float], model: nn.Module, prompt: list[int], responses: list[list[int]]) -> bool:
+    own = [_logp_alone(model, prompt, response) for response in responses]
+    return all(abs(f - a) <= 1e-3 * (1 + abs(a)) for f, a in zip(found, own, strict=True))
+
+
+@torch.no_grad()
+def settle_rows(model: nn.Module, where: str) -> None:
+    """Notes on the model whether it reads packed rows; if not, its responses are read one a row, which is slower.
+
+    Raises:
+        ModelError: it gives other log-probabilities in a padded batch of single responses, too, than one sequence at a time.
+    """
+    model.packs = packs(model)  # type: ignore[assignment]
+    prompt, *responses = _probe(model)
+    found = response_logp(model, pack([(prompt, responses)])).tolist()
+    if not model.packs and not _agree(found, model, prompt, responses):
         raise ModelError(
-            f"{kind} gives log-probabilities {packed} in a row of several responses and {alone} one at a time, expected the same: "
-            "its logits are not those of its head (a softcap, a scale), or it ignores mask or positions; choose another model"
+            f"{where}: {type(model).__name__} gives log-probabilities {found} in a padded batch, expected finite numbers and "
+            "those of one sequence at a time; choose another model"
         )
 
 
@@ -194,14 +214,48 @@ def parameter_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def reads_packed(model: nn.Module) -> bool:
+    """What `settle_rows` noted; a model built here does."""
+    return bool(getattr(model, "packs", True))
+
+
+def _own_inputs(rows: PackedRows) -> dict[str, Any]:
+    """What a model that keeps to its own positions and mask is given, of rows of one response each, padded on the right."""
+    real = rows.position_BT > 0
+    real[:, 0] = True
+    return {"input_ids": rows.input_ids_BT, "attention_mask": real.long(), "use_cache": False}
+
+
+def _hidden(model: nn.Module, rows: PackedRows) -> Tensor:
+    """The last hidden states that predict the responses' tokens, [N, H]."""
+    if reads_packed(model):
+        inputs = {"input_ids": rows.input_ids_BT, "attention_mask": rows.mask_B1TT, "position_ids": rows.position_BT}
+        return model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[rows.source_N]
+    single = apart(rows)
+    return model.base_model(**_own_inputs(single)).last_hidden_state.flatten(0, 1)[single.source_N]
+
+
+def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
+    """log pi of every token of the responses, nats, shape [N], the end tokens included."""
+    if reads_packed(model):
+        head = model.get_output_embeddings()
+        return token_logp(_hidden(model, rows), head.weight, rows.target_N, head.bias)
+    single = apart(rows)  # the same tokens in the same order
+    logits = model(**_own_inputs(single)).logits.flatten(0, 1)[single.source_N]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.log_softmax(-1).gather(1, single.target_N[:, None])[:, 0]
+
+
 def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
     """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
-    hidden = model.base_model(
-        input_ids=rows.input_ids_BT, attention_mask=rows.mask_B1TT, position_ids=rows.position_BT, use_cache=False
-    ).last_hidden_state
-    head = model.get_output_embeddings()
-    picked = hidden.flatten(0, 1)[rows.source_N]
-    return sum_per_response(token_logp(picked, head.weight, rows.target_N, head.bias), rows.response_N, rows.responses)
+    return sum_per_response(response_token_logp(model, rows), rows.response_N, rows.responses)
+
+
+def response_features(model: nn.Module, rows: PackedRows) -> Tensor:
+    """The mean of the last hidden states that predict each response's tokens, of unit length, [R, H] (ours)."""
+    picked = _hidden(model, rows).float()
+    total = picked.new_zeros(rows.responses, picked.shape[1]).index_add(0, rows.response_N, picked)
+    return nn.functional.normalize(total, dim=1)  # of the sum as of the mean
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:

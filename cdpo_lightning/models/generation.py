@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+
+from cdpo_lightning.models.causal_lm import reads_packed
+from cdpo_lightning.models.kv_cache import growing_cache
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class _Batch:
     """Sequences that grow side by side; those that end leave, so that no time goes into padding."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, uniform: Tensor) -> None:
-        self.model, self.cache, self.uniform = model, DynamicCache(config=model.config), uniform
+        self.model, self.cache, self.uniform = model, growing_cache(model.config), uniform
         length, device = max(map(len, prompts)), uniform.device
         ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -57,6 +60,11 @@ class _Batch:
         self.ended = torch.zeros_like(self.row, dtype=torch.bool)
 
     def _forward(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        if not reads_packed(self.model):  # its logits are not those of its head, or its positions its own
+            options = {"position_ids": position} if "position_ids" in signature(self.model.forward).parameters else {}
+            return self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options).logits[
+                :, -1
+            ]
         attention = None if bool(mask.all()) else mask
         hidden = self.model.base_model(
             input_ids=ids, attention_mask=attention, position_ids=position, past_key_values=self.cache, use_cache=True

@@ -1,20 +1,22 @@
-"""Score models from outside: the published Beaver layout (`score_head`) and Hugging Face's own (`score`)."""
+"""Score models from outside: the published Beaver layout (`score_head`) and every sequence classifier with one label."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from cdpo_lightning.config import ScorerConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.score_model import ScoreModel
 
-_HEADS = ("score_head", "score")
+_HEADS = ("score_head", "score")  # Beaver's, and that of transformers' decoders
+Weights = dict[str, Path]  # name of a tensor, and the file that holds it
 
 
 def require_folder(path: str) -> None:
@@ -25,8 +27,8 @@ def require_folder(path: str) -> None:
         raise ModelError(f"{path}: no such folder; give the folder of a score model or a hub name")
 
 
-def local_folder(path: str) -> Path:
-    """The folder of a score model; a hub name is fetched into the hub's cache."""
+def local_folder(path: str, revision: str | None) -> Path:
+    """The folder of a score model; of a hub name, the revision is fetched into the hub's cache."""
     require_folder(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -34,49 +36,119 @@ def local_folder(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path))
+        return Path(snapshot_download(path, revision=revision))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{path}: neither a folder nor a hub name that can be fetched ({first})") from error
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The head's tensors in one weight file."""
+def _weights(folder: Path) -> Weights:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return {name: file for file in files for name in _open(file)}
+
+
+def _open(file: Path, wanted: tuple[str, ...] = ()) -> dict[str, Tensor | None]:
+    """Every name in the file, and the tensors of those wanted."""
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as reader:
-            return {k: reader.get_tensor(k) for k in reader.keys() if k.split(".")[0] in _HEADS}  # noqa: SIM118
+            return {k: reader.get_tensor(k) if k in wanted else None for k in reader.keys()}  # noqa: SIM118
     loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return {k: v for k, v in loaded.items() if k.split(".")[0] in _HEADS}
+    return {k: v if k in wanted else None for k, v in loaded.items()}
 
 
-def read_head(folder: Path) -> nn.Linear:
-    """The scalar head of the folder's weights.
+def _head(folder: Path, weights: Weights) -> nn.Linear | None:
+    """The scalar head of the folder's weights, None if it is of another kind.
 
     Raises:
-        ModelError: no weight file holds one.
+        ModelError: it has more than one output.
     """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    found = {name.split(".")[-1]: value for file in files for name, value in _tensors(file).items()}
-    if "weight" not in found or found["weight"].shape[0] != 1:
-        shape = tuple(found["weight"].shape) if "weight" in found else "none"
-        raise ModelError(f"{folder}: expected a head {' or '.join(_HEADS)} with one output, got {shape}; is it a score model?")
-    head = nn.Linear(found["weight"].shape[1], 1, bias="bias" in found)
-    head.load_state_dict({name: value.float() for name, value in found.items() if name in ("weight", "bias")})
+    names = tuple(name for name in weights if re.fullmatch(rf"(.*\.)?({'|'.join(_HEADS)})\.(weight|bias)", name))
+    found = {name.split(".")[-1]: _open(weights[name], (name,))[name] for name in names}
+    weight = found.get("weight")
+    if weight is None:
+        return None
+    if weight.shape[0] != 1:
+        raise ModelError(f"{folder}: expected a head with one output, got {weight.shape[0]}; is it a score model?")
+    head = nn.Linear(weight.shape[1], 1, bias="bias" in found)
+    head.load_state_dict({name: value.float() for name, value in found.items() if value is not None})
     return head
 
 
-def load_score_model(config: ScorerConfig, device: torch.device) -> tuple[ScoreModel, Any]:
-    """The score model of `path` and its own tokenizer."""
-    folder = local_folder(config.path)
+def _backbone(folder: Path, weights: Weights) -> nn.Module:
+    """The network under the head, whatever stands before its names in the file (`model.`, `model.model.`, `module.`).
+
+    Raises:
+        ModelError: the file lacks one of its weights.
+    """
+    with torch.device("meta"):
+        wanted = AutoModel.from_config(AutoConfig.from_pretrained(folder)).state_dict()
+    first = next(iter(wanted))
+    prefix = next((name.removesuffix(first) for name in weights if name == first or name.endswith(f".{first}")), None)
+    if prefix is None:
+        raise ModelError(f"{folder}: no weights for {first}; is it a score model of the kind that config.json says?")
+    model, info = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, key_mapping={f"^{re.escape(prefix)}": ""}, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
+    return model
+
+
+class Classifier(nn.Module):
+    """A sequence classifier with one label that pools in its own way (BERT, RoBERTa, DeBERTa); its logit is the score."""
+
+    def __init__(self, network: nn.Module, separator: int | None) -> None:
+        super().__init__()
+        self.network, self.separator = network, separator
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores [B] of the sequences [B, T]; what follows the first separator is the second text."""
+        ids = input_ids.masked_fill(attention_mask == 0, self.network.config.pad_token_id or 0)
+        types = {}
+        if getattr(self.network.config, "type_vocab_size", 0) > 1 and self.separator is not None:
+            ends = (ids == self.separator).long()
+            types["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * attention_mask
+        return self.network(input_ids=ids, attention_mask=attention_mask, **types).logits[:, 0].float()
+
+
+def _classifier(folder: Path, tokenizer: Any) -> Classifier:
+    """Any other sequence classifier.
+
+    Raises:
+        ModelError: it is none, or has more than one label.
+    """
+    labels = AutoConfig.from_pretrained(folder).num_labels
+    expected = f"expected a head {' or '.join(_HEADS)}, or a sequence classifier with one label"
+    if labels != 1:
+        raise ModelError(f"{folder}: {expected}, got num_labels={labels} in config.json; is it a score model?")
+    model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder}: {expected}; no weights for {missing[0]}; is it a score model?")
+    return Classifier(model, tokenizer.sep_token_id)
+
+
+def load_score_model(config: ScorerConfig, device: torch.device) -> tuple[nn.Module, Any]:
+    """The score model of `path`, float32, and its own tokenizer.
+
+    Raises:
+        ModelError: the folder holds no score model with one score, or not all of it, or one that rescales its scores.
+    """
+    folder = local_folder(config.path, config.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        backbone = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        head = read_head(folder)
+        if getattr(AutoConfig.from_pretrained(folder), "do_normalize", False):
+            raise ModelError(f"{folder}: config.json has do_normalize=true, which is not read here; set it to false")
+        weights = _weights(folder)
+        head = _head(folder, weights)
+        model: nn.Module
+        if head is None:
+            model = _classifier(folder, tokenizer)
+        else:
+            model = ScoreModel(_backbone(folder, weights), head.in_features)
+            model.head = head
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing; unreadable; of other shapes; cut
         if isinstance(error, ModelError):
             raise
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"{config.path}: no score model could be loaded ({first})") from error
-    model = ScoreModel(backbone, head.in_features)
-    model.head = head
     return model.to(device).eval(), tokenizer

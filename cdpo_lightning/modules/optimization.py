@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -33,7 +33,15 @@ def cosine_to(epochs: int, final: float) -> Callable[[int], float]:
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, factor: Callable[[int], float], interval: str) -> dict[str, Any]:
     """What `configure_optimizers` returns: AdamW and a schedule that steps every `interval` (step or epoch)."""
-    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    return adamw_groups([(model, lr)], weight_decay, factor, interval)
+
+
+def adamw_groups(
+    models: Sequence[tuple[nn.Module, float]], weight_decay: float, factor: Callable[[int], float], interval: str
+) -> dict[str, Any]:
+    """One AdamW for several networks, each a group with its learning rate: DeepSpeed holds one optimizer only."""
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": lr} for model, lr in models]
+    optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99))
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval},

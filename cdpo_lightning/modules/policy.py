@@ -33,14 +33,15 @@ class PolicyModule(L.LightningModule):
         log_ratio = (logp - batch.reference_logp)[batch.pair]
         if self.global_step == 0:
             self._check_step_0(log_ratio.detach())
-        loss = self._preference_loss(log_ratio, batch.target) * batch.weight
+        loss = self._preference_loss(log_ratio, batch.target, batch.temperature) * batch.weight
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(loss.detach(), logp.detach()[batch.pair], log_ratio.detach(), batch)
         return loss if batch.anchor_rows is None else loss + self._anchor(batch)
 
-    def _preference_loss(self, log_ratio: Tensor, target: Tensor) -> Tensor:
+    def _preference_loss(self, log_ratio: Tensor, target: Tensor, temperature: float | None = None) -> Tensor:
         c = self.config
-        return dpo_loss(log_ratio[:, 0], log_ratio[:, 1], target, c.beta, c.loss, c.label_smoothing).mean()
+        factor = c.beta if temperature is None else temperature
+        return dpo_loss(log_ratio[:, 0], log_ratio[:, 1], target, factor, c.loss, c.label_smoothing).mean()
 
     def _anchor(self, batch: PolicyBatch) -> Tensor:
         assert batch.anchor_rows is not None

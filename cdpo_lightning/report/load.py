@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,18 @@ def load_run(folder: str | Path) -> Run:
         DataError: it is not a run's folder, or a file in it cannot be read; names the file and the row.
     """
     folder = Path(folder)
-    metrics = _metrics(folder / "metrics.json")
-    rounds = _rounds(folder / "history.csv")
-    samples = _samples(folder / "samples.jsonl")
-    return Run(folder, metrics, rounds, samples, _text(folder / "config.yaml"), _frontier(folder / "frontier.csv"))
+    return replace(load_summary(folder), samples=_samples(folder / "samples.jsonl"))
+
+
+def load_summary(folder: str | Path) -> Run:
+    """The run in this folder without its samples, for a page of many runs.
+
+    Raises:
+        DataError: it is not a run's folder, or a file in it cannot be read; names the file and the row.
+    """
+    folder = Path(folder)
+    rounds, frontier = _rounds(folder / "history.csv"), _frontier(folder / "frontier.csv")
+    return Run(folder, load_metrics(folder), rounds, (), _text(folder / "config.yaml"), frontier)
 
 
 def find_runs(folder: str | Path) -> list[Path]:
@@ -79,7 +87,13 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _metrics(path: Path) -> Mapping:
+def load_metrics(folder: Path) -> Mapping:
+    """metrics.json of the run in this folder, without what is null.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = folder / "metrics.json"
     if not path.is_file():
         raise DataError(f"{path.parent}: not a run's folder, it has no metrics.json; give the folder of a finished run")
     metrics = _json(_text(path), str(path))

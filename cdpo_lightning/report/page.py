@@ -18,25 +18,28 @@ def render(run: Run, pictures: Mapping[str, Picture]) -> str:
     """The whole page."""
     parts = [_header(run), tables_part(run.metrics), figures_part(pictures), samples_part(run.samples)]
     parts += [metrics_part(run.metrics), config_part(run.config_text)]
-    return f"{_head(run.name)}<body><main>{''.join(parts)}</main><script>{_asset('page.js')}</script></body></html>\n"
+    return f"{head(run.name, 'page.js')}<body><main>{''.join(parts)}</main><script>{asset('page.js')}</script></body></html>\n"
 
 
-def _head(name: str) -> str:
+def head(name: str, script: str, style: str = "", more: str = "") -> str:
+    """The page's head: the house style, a further one, and the one script that the browser may run."""
+    styles = asset("page.css") + (asset(style) if style else "")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{esc(name)} · constrained DPO</title><style>{_asset('page.css')}</style></head>"
+        f"<title>{esc(name)} · constrained DPO</title><style>{styles}</style>{more}</head>"
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file that lies beside this one."""
     return files("cdpo_lightning.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _policy() -> str:
+def _policy(name: str) -> str:
     # Only our own script may run: were a sample ever to slip past the escaping, the browser would still refuse it.
-    script = base64.b64encode(hashlib.sha256(_asset("page.js").encode()).digest()).decode()
+    script = base64.b64encode(hashlib.sha256(asset(name).encode()).digest()).decode()
     return f"default-src 'none';img-src data:;style-src 'unsafe-inline';script-src 'sha256-{script}'"
 
 

@@ -25,9 +25,25 @@ SAMPLED_KEYS = (
     *("reward_mean", "reward_ci_low", "reward_ci_high", "cost_mean", "cost_ci_low", "cost_ci_high", "cost_std"),
     *("unsafe_rate", "cost_cvar_90", "feasible", "kl_to_reference", "response_tokens_mean", "unfinished_rate"),
 )
+OTHERS = {"sft": "SFT", "dpo": "DPO", "reference": "reference", "policy_1": "policy_1"}  # whom everyone is compared with
+_ENDS = ("", "_ci_low", "_ci_high")
+PAIRED_KEYS = tuple(
+    f"{stem}{end}"
+    for other in OTHERS
+    for stem in (f"minus_{other}/reward", f"minus_{other}/cost", f"minus_{other}/unsafe_rate", f"win_rate_vs_{other}")
+    for end in _ENDS
+)
+SUITE_KEYS = tuple(
+    f"{s}{e}" for s in ("refusal/safe_rate", "refusal/unsafe_rate", "truthfulqa/mc1", "truthfulqa/mc2") for e in _ENDS
+)
 EXACT_KEYS = ("expected_cost", "expected_reward", "kl_to_optimum", "support_mass", "duality_gap")
 TRUTH_KEYS = ("expected_cost", "expected_reward")
-FIELDS = ("who", *SAMPLED_KEYS, *(f"exact_{key}" for key in EXACT_KEYS), *(f"truth_{key}" for key in TRUTH_KEYS))
+EVAL_KEYS = (*SAMPLED_KEYS, *PAIRED_KEYS, *SUITE_KEYS)
+BUDGET_KEYS = ("trained_tokens", "sampled_tokens", "scorer_forwards", "models_resident", "wall_seconds")
+FIELDS = (
+    *("who", *EVAL_KEYS, *(f"exact_{key}" for key in EXACT_KEYS), *(f"truth_{key}" for key in TRUTH_KEYS)),
+    *(f"budget_{key}" for key in BUDGET_KEYS),
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,22 @@ SAMPLED = (
     Column("tokens", "response_tokens_mean", "coarse"),
     Column("unfinished", "unfinished_rate", "percent"),
 )
+PAIRED = tuple(
+    column
+    for other, name in OTHERS.items()
+    for column in (
+        Column(f"reward - {name}", f"minus_{other}/reward", "interval"),
+        Column(f"cost - {name}", f"minus_{other}/cost", "interval"),
+        Column(f"unsafe share - {name}", f"minus_{other}/unsafe_rate", "interval"),
+        Column(f"reward wins against {name}", f"win_rate_vs_{other}", "interval"),
+    )
+)
+SUITE = (
+    Column("refuses safe prompts", "refusal/safe_rate", "interval"),
+    Column("refuses unsafe prompts", "refusal/unsafe_rate", "interval"),
+    Column("TruthfulQA MC1", "truthfulqa/mc1", "interval"),
+    Column("TruthfulQA MC2", "truthfulqa/mc2", "interval"),
+)
 EXACT = (
     Column("exact E[cost]", "exact_expected_cost", "fine"),
     Column("exact E[reward]", "exact_expected_reward", "fine"),
@@ -58,6 +90,13 @@ EXACT = (
     Column("duality gap", "exact_duality_gap", "fine"),
     Column("true E[cost]", "truth_expected_cost", "fine"),
     Column("true E[reward]", "truth_expected_reward", "fine"),
+)
+BUDGET = (
+    Column("tokens trained on", "budget_trained_tokens", "count"),
+    Column("tokens sampled", "budget_sampled_tokens", "count"),
+    Column("scorer forwards", "budget_scorer_forwards", "count"),
+    Column("models resident", "budget_models_resident", "count"),
+    Column("seconds", "budget_wall_seconds", "coarse"),
 )
 
 
@@ -71,10 +110,11 @@ def rows(metrics: Mapping) -> list[dict]:
 
 
 def _row(metrics: Mapping, who: str) -> dict:
-    sampled = {key: number(metrics, f"eval/{who}/{key}") for key in SAMPLED_KEYS}
+    sampled = {key: number(metrics, f"eval/{who}/{key}") for key in EVAL_KEYS}
     exact = {f"exact_{key}": number(metrics, f"exact/{who}/{key}") for key in EXACT_KEYS}
     truth = {f"truth_{key}": number(metrics, f"truth/{who}/{key}") for key in TRUTH_KEYS}
-    return {"who": who, **sampled, "feasible": feasible(metrics, who), **exact, **truth}
+    budget = {f"budget_{key}": number(metrics, f"budget/{who}/{key}") for key in BUDGET_KEYS}
+    return {"who": who, **sampled, "feasible": feasible(metrics, who), **exact, **truth, **budget}
 
 
 def cell(row: Mapping, column: Column) -> str:
@@ -84,25 +124,33 @@ def cell(row: Mapping, column: Column) -> str:
         return MISSING if value is None else str(value)
     if column.kind == "percent":
         return percent(value)
+    if column.kind == "count":
+        return MISSING if value is None else f"{value:,.0f}"
     written = fixed(value, {"fine": 3, "coarse": 1}.get(column.kind, 2))
     return written + _interval(row, column.field) if column.kind == "interval" else written
 
 
 def _interval(row: Mapping, field: str) -> str:
-    low, high = (row.get(field.replace("_mean", end)) for end in ("_ci_low", "_ci_high"))
+    low, high = (row.get(field.removesuffix("_mean") + end) for end in ("_ci_low", "_ci_high"))
     return "" if None in (row[field], low, high) else f" [{fixed(low)}, {fixed(high)}]"
 
 
 def tables(table: Sequence[Mapping]) -> list[tuple[str, tuple[Column, ...], list[Mapping]]]:
     """(heading, columns, rows) of what is there to show: columns and rows without a single value are left out."""
-    parts = (("Measured on samples", SAMPLED), ("Exact, by enumeration", EXACT))
+    parts = (
+        ("Measured on samples", SAMPLED),
+        ("Differences on the same prompts (paired bootstrap over prompts)", PAIRED),
+        ("Over-refusal and TruthfulQA", SUITE),
+        ("Exact, by enumeration", EXACT),
+        ("What training took", BUDGET),
+    )
     shown = [(heading, *_filled(columns, table)) for heading, columns in parts]
     return [part for part in shown if part[1]]
 
 
 def _filled(columns: Sequence[Column], table: Sequence[Mapping]) -> tuple[tuple[Column, ...], list[Mapping]]:
     kept = tuple(column for column in columns if any(row[column.field] is not None for row in table))
-    # Sampled columns all stay, so that a dash says "not measured"; the exact ones exist in one world only.
+    # Sampled columns all stay, so that a dash says "not measured"; the exact ones exist in one world only, budgets not of all.
     kept = tuple(columns) if kept and columns is SAMPLED else kept
     return kept, [row for row in table if any(row[column.field] is not None for column in kept)]
 

@@ -42,16 +42,6 @@ class Bench:
         on_gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if on_gpu else "cpu")
 
-    @property
-    def resting(self) -> torch.device:
-        """Where models are while they do not work."""
-        return torch.device("cpu") if self.config.trainer.park else self.device
-
-    @property
-    def shares_reference(self) -> bool:
-        """Whether the policy's weights are the reference's, with adapters beside; ZeRO-3 would shard what the reference reads."""
-        return bool(self.config.model.lora_rank) and self.config.trainer.zero != 3
-
     @cached_property
     def encoder(self) -> Encoder:
         """Text to the policy's token ids."""
@@ -124,14 +114,15 @@ def load_base(bench: Bench) -> Base:
         loaded = causal_lm.build(model.architecture, len(t), t.pad_token_id, t.eos_token_id, bench.config.seed).eval()
     if model.gradient_checkpointing:
         loaded.activation_checkpointing_enable()
-    return Base(loaded.to(bench.resting), causal_lm.parameter_hash(loaded))
+    return Base(loaded.to(bench.device), causal_lm.parameter_hash(loaded))
 
 
 def trainable(bench: Bench, model: nn.Module) -> nn.Module:
     """A copy of the model to be trained: all of it, its last layers, or adapters beside its weights."""
     config = bench.config
     if config.model.lora_rank:
-        return adapters.with_adapters(model, config.model, config.seed, bench.shares_reference)
+        # ZeRO-3 would shard the weights that the reference reads.
+        return adapters.with_adapters(model, config.model, config.seed, share=config.trainer.zero != 3)
     return causal_lm.freeze_lower(copy.deepcopy(model).requires_grad_(True), config.model.trainable_layers)
 
 
@@ -143,7 +134,7 @@ def stage_of(bench: Bench, name: str, config: FitConfig) -> Stage:
 def restored(bench: Bench, model: Any, artifact: Artifact) -> tuple[Any, Artifact]:
     """The model with the artifact's weights: the same path whether they were just trained or read."""
     model.load_state_dict(artifact.tensors, strict=False)
-    return model.to(bench.resting).eval().requires_grad_(True), artifact
+    return model.to(bench.device).eval().requires_grad_(True), artifact
 
 
 def require_context(config: RunConfig) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdpo_lightning.artifacts import digest
 from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_table import PairTable, draws
-from cdpo_lightning.scoring import Judge, ModelScorer, Scorer, Text
+from cdpo_lightning.data.records import PreferencePair
+from cdpo_lightning.scoring import ModelScorer, Scorer, Text, logp_of
 from cdpo_lightning.stages.bench import Bench
 
 
@@ -24,14 +25,15 @@ def stored_scores(bench: Bench, kind: str, scorer: Scorer, texts: Sequence[Text]
     return found.tensors["score"]
 
 
-def stored_reference_logp(bench: Bench, judge: Judge, identity: str, rows: list[Row]) -> Tensor:
+def stored_reference_logp(bench: Bench, reference: nn.Module, identity: str, rows: list[Row]) -> Tensor:
     """log pi_ref of the rows' responses, nats, float64, run only if the store has them not."""
+    trainer = bench.config.trainer
     count = sum(len(responses) for _, responses in rows)
-    made_of = {"reference": identity, "rows": digest(rows), "precision": bench.config.trainer.precision}
+    made_of = {"reference": identity, "rows": digest(rows), "precision": trainer.precision}
     found = bench.store.get(
         "reference_logp",
         made_of,
-        lambda: ({"logp": judge.reference_logp(rows)}, {}),
+        lambda: ({"logp": logp_of(reference, rows, trainer.inference_batch, trainer.precision)}, {}),
         ("store/reference_forwards", count),
     )
     return found.tensors["logp"]
@@ -40,8 +42,8 @@ def stored_reference_logp(bench: Bench, judge: Judge, identity: str, rows: list[
 Constants = Callable[[Sequence[Text], list[Row]], tuple[Tensor, Tensor, Tensor]]
 
 
-def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[str], dict[str, int]]:
-    """The policy's pairs with their constants, the texts of their prompts, and what was cut."""
+def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[PreferencePair], list[str], dict[str, int]]:
+    """The policy's pairs with their constants, the same as records, the texts of their prompts, and what was cut."""
     pairs = bench.corpus.pairs
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     texts: list[Text] = list(dict.fromkeys((pair.prompt, r) for pair in pairs for r in pair.responses))
@@ -51,7 +53,8 @@ def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[str]
     prompt_ids = tuple(bench.encoder.prompt(prompt) for prompt in prompts)
     reward, cost, logp = constants(texts, [(prompt_ids[prompt_number[p]], [r]) for (p, _), r in zip(texts, ids, strict=True)])
     ends = [[number[p.prompt, r] for r in p.responses] for p in pairs]
-    different = [pair for pair in ends if ids[pair[0]] != ids[pair[1]]]
+    differs = [ids[first] != ids[second] for first, second in ends]
+    different = [pair for pair, kept in zip(ends, differs, strict=True) if kept]
     table = PairTable(
         prompts=prompt_ids,
         responses=tuple(ids),
@@ -63,7 +66,7 @@ def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[str]
         draw_M=draws(len(different), bench.config.seed),
     )
     cut = {"data/truncated": _count_cut(bench, prompts, texts), "data/equal_after_cut": len(ends) - len(different)}
-    return table, prompts, cut
+    return table, [pair for pair, kept in zip(pairs, differs, strict=True) if kept], prompts, cut
 
 
 def _count_cut(bench: Bench, prompts: list[str], texts: list[Text]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,33 +11,112 @@ from torch import nn
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.console import Screen
+from cdpo_lightning.data.corpus import spread
+from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.evaluation import Metrics, policy_metrics, sample_rows, write_jsonl
 from cdpo_lightning.exact import ExactProblem, all_rows, all_texts
-from cdpo_lightning.scoring import at_work
-from cdpo_lightning.stages.prepare import Prepared, constants_from
+from cdpo_lightning.scoring import Measurement
+from cdpo_lightning.stages.prepare import Court, Prepared, constants_from
+from cdpo_lightning.suite.categories import category_metrics
+from cdpo_lightning.suite.comparison import compare
+from cdpo_lightning.suite.refusal import is_refusal, refusal_metrics
+from cdpo_lightning.suite.truthful import truthfulqa_metrics
+
+_SAMPLES = 7_000_003  # added to the run's seed: the evaluation's samples are not those of a dual round
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to judge; one that reads other tokens than the reference brings its encoder, and has no KL to it."""
+
+    model: nn.Module
+    encoder: Encoder | None = None
 
 
 def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen) -> Metrics:
     """Samples and, in the closed-form world, exact values of the reference, SFT and every policy."""
-    config = prepared.bench.config
     metrics = _exact_metrics(prepared, policies)
-    if "evaluate" not in config.stages:
+    if "evaluate" not in prepared.bench.config.stages:
         return metrics
-    prompts = [item.prompt for item in prepared.bench.corpus.prompts]
-    prompts = prompts[: config.evaluation.prompts] if config.evaluation.prompts else prompts
-    rows: list[dict[str, object]] = []
+    everyone = {names[0]: policy for policy, names in _judged(prepared, policies)}
+    return metrics | judge_by_samples(prepared, {who: Candidate(model) for who, model in everyone.items()}, screen)
+
+
+def judge_by_samples(court: Court, candidates: dict[str, Candidate], screen: Screen) -> Metrics:
+    """`eval/<who>/*` of every candidate on the same prompts; the reference stands for SFT too, where it was fine-tuned."""
+    bench, config = court.bench, court.bench.config
+    items = spread(bench.corpus.prompts, config.evaluation.prompts)
+    everyone: dict[str, Measurement] = {}
+    metrics: Metrics = {}
     with screen.stage("evaluate") as done:
-        for who, policy in {"reference": prepared.reference, **policies}.items():
-            with at_work(policy, prepared.judge.device, prepared.judge.park):
-                measured = prepared.judge.measure(policy, prompts, config.evaluation.samples_per_prompt, config.seed + 7_000_003)
-            names = [who, "sft"] if who == "reference" and "sft" in config.stages else [who]
-            for name in names:
-                metrics |= policy_metrics(name, measured, config.constraint.c_limit)
-                rows += sample_rows(name, measured)
-        done({"prompts": len(prompts), "responses": len(rows)})
+        for who, one in candidates.items():
+            asked = [item.prompt for item in items]
+            measured = court.judge.measure(
+                one.model, asked, config.evaluation.samples_per_prompt, config.seed + _SAMPLES, one.encoder
+            )
+            everyone |= dict.fromkeys(_names(court, who), measured)
+        for who, measured in everyone.items():
+            metrics |= policy_metrics(who, measured, config.constraint.c_limit) | category_metrics(who, measured, items)
+        metrics |= compare(everyone, config.seed)
+        rows = [row for who, measured in everyone.items() for row in sample_rows(who, measured)]
+        done({"prompts": len(items), "responses": len(rows)})
     if ranks.first():
-        write_jsonl(prepared.bench.folder / "samples.jsonl", rows)
+        write_jsonl(bench.folder / "samples.jsonl", rows)
+    return metrics | _refusals(court, candidates, screen) | _truthfulness(court, candidates, screen)
+
+
+def _names(court: Court, who: str) -> list[str]:
+    return ["reference", "sft"] if who == "reference" and "sft" in court.bench.config.stages else [who]
+
+
+def _refusals(court: Court, candidates: dict[str, Candidate], screen: Screen) -> Metrics:
+    """`eval/<who>/refusal/*`, and every response with what the detector said of it in refusals.jsonl."""
+    config, metrics, rows = court.bench.config, {}, []  # type: ignore[var-annotated]
+    items = spread(court.bench.corpus.refusal_prompts, config.evaluation.prompts)
+    if not items:
+        return {}
+    with screen.stage("refusals") as done:
+        for who, one in candidates.items():
+            asked, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
+            samples, texts = court.judge.draw(one.model, asked, count, config.seed + _SAMPLES, one.encoder or court.judge.encoder)
+            for name in _names(court, who):
+                metrics |= refusal_metrics(name, items, [text for _, text in texts], [s.prompt for s in samples])
+                rows += [
+                    {
+                        "prompt": p,
+                        "response": text,
+                        "who": name,
+                        "label": items[s.prompt].categories[0],
+                        "refused": is_refusal(text),
+                    }
+                    for s, (p, text) in zip(samples, texts, strict=True)
+                ]
+        done({"prompts": len(items)})
+    if ranks.first():
+        write_jsonl(court.bench.folder / "refusals.jsonl", rows)
     return metrics
+
+
+def _truthfulness(court: Court, candidates: dict[str, Candidate], screen: Screen) -> Metrics:
+    """`eval/<who>/truthfulqa/*`."""
+    config, metrics = court.bench.config, {}  # type: ignore[var-annotated]
+    items, trainer = spread(court.bench.corpus.questions, config.evaluation.prompts), config.trainer
+    if not items:
+        return {}
+    with screen.stage("truthfulqa") as done:
+        for who, one in candidates.items():
+            encoder = one.encoder or court.judge.encoder
+            found = truthfulqa_metrics(one.model, encoder, items, trainer.inference_batch, trainer.precision)
+            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in _names(court, who) for key, value in found.items()}
+        done({"questions": len(items)})
+    return metrics
+
+
+def _judged(prepared: Prepared, policies: dict[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
+    """Every policy once with the names it goes by: SFT is the reference."""
+    fine_tuned = ["sft"] if "sft" in prepared.bench.config.stages or "sft" in policies else []
+    others = [(policy, [who]) for who, policy in policies.items() if who != "sft"]
+    return [(prepared.reference, ["reference", *fine_tuned]), *others]
 
 
 def exact_problem(prepared: Prepared) -> ExactProblem | None:
@@ -69,15 +149,16 @@ def _exact_metrics(prepared: Prepared, policies: dict[str, nn.Module]) -> Metric
         return {}
     trainer = prepared.bench.config.trainer
     metrics: Metrics = {**problem.metrics()}
-    judged = {"reference": prepared.reference, **policies}
-    for who, policy in judged.items():
-        metrics |= problem.judge(who, policy, trainer.inference_batch, trainer.precision)
+    for policy, names in _judged(prepared, policies):
+        for who in names:
+            metrics |= problem.judge(who, policy, trainer.inference_batch, trainer.precision)
     if ranks.first():
         _write_frontier(prepared, problem)
     return metrics
 
 
 def _write_frontier(prepared: Prepared, problem: ExactProblem) -> None:
+    """frontier.csv."""
     frontier = problem.frontier()
     with whole_file(prepared.bench.folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(frontier[0]))

@@ -31,7 +31,7 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
     trainer = config.trainer
     tokens = _tokens(config)
     active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
-    beside = 4 * shape.parameters * (1 if trainer.park else 3)  # reference, reward and cost model, each whole on every rank
+    beside = 4 * shape.parameters * 3  # reference, reward and cost model, each whole on every rank
     screen.say(
         f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
         f"GB on each of {trainer.processes} ranks, estimated, {tokens:,} tokens a batch at full length"
@@ -57,7 +57,7 @@ def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -
     ConfigError: the disk of `run_dir` has no room for the checkpoints.
     """
     one = 4 * shape.parameters + 8 * shape.trainable  # weights and the optimizer's moments
-    policies = len({*config.method.baselines, config.who})
+    policies = len(config.trained)
     kept = one * (1 + config.trainer.keep_checkpoints) + 4 * shape.parameters  # one more while it is written; best_feasible
     need = policies * (kept + 4 * shape.parameters)
     place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
@@ -74,6 +74,8 @@ def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Pat
     held = _held(config, corpus, tokenizer, folder)
     for stage in config.stages:
         screen.say(f"stage      {stage:<10}{_steps(config, corpus, stage)}{held.get(stage, '')}")
+    for each in map(config.plan, config.trained if "policy" in config.stages else []):
+        screen.say(f"method     {each.who} ({each.recipe.trainer}, constraint {each.constraint.kind})")
 
 
 def _steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
@@ -83,7 +85,7 @@ def _steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
         return _policy_steps(config, corpus)
     if stage != "evaluate":
         return ""
-    who = {"reference", *config.method.baselines, config.who}
+    who = {"reference", *config.trained}
     count = config.evaluation.prompts or (len(corpus.prompts) if corpus else "all")
     return f"{len(who)} policies on {count} prompts x {config.evaluation.samples_per_prompt} samples"
 
@@ -107,7 +109,7 @@ def _is_learned(corpus: Corpus) -> bool:
 def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
     policy, c = config.policy, config.constraint
     rounds = policy.epochs // c.every_k_epochs
-    said = f"{len({*config.method.baselines, config.who})} policies, {policy.epochs} epochs, {rounds} dual rounds"
+    said = f"{len(config.trained)} policies, {policy.epochs} epochs, {rounds} dual rounds"
     if corpus is None:
         return said
     prompts = len({pair.prompt for pair in corpus.pairs})

@@ -28,7 +28,7 @@ from cdpo_lightning.scoring import Scorer, logp_of
 from cdpo_lightning.stages import plan
 from cdpo_lightning.stages.bench import Bench, load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.constants import make_table
-from cdpo_lightning.stages.scorers import published_scorer
+from cdpo_lightning.stages.scorers import load_published
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
     Raises:
         CDPOError: what a run of this configuration would be refused for, as far as it can be seen from here.
     """
-    corpus = _or_note(screen, "data", _data_names(config), lambda: load_corpus(config.dataset, config.seed))
+    corpus = _or_note(screen, "data", _data_names(config), lambda: load_corpus(config.dataset, config.evaluation, config.seed))
     if corpus is not None:
         screen.data(corpus)
         require_examples(config, corpus)
@@ -65,7 +65,7 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
             bench = Bench(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
             _rows(bench, screen)
             _step_0(bench, screen)
-    _cost_sign(config, screen)
+            _cost_sign(bench, screen)
     shape = memory.shape_of(config.model, len(tokenizer) if tokenizer is not None else None)
     if shape is None:
         screen.say("memory     not checked: neither the model's description nor model.architecture.vocab_size is known here")
@@ -149,7 +149,7 @@ def _step_0(bench: Bench, screen: Screen) -> None:
         zero = torch.zeros(len(texts), dtype=torch.float64)
         return zero, zero, logp_of(model, rows, config.trainer.inference_batch, "32-true")
 
-    table, _, _ = make_table(few, constants)  # type: ignore[arg-type]
+    table, *_ = make_table(few, constants)  # type: ignore[arg-type]
     batch = next(iter(PairDataModule(table, config.policy, 0.0, config.seed).train_dataloader()))
     with torch.no_grad():
         log_ratio = (causal_lm.response_logp(model, batch.rows) - batch.reference_logp)[batch.pair]
@@ -167,13 +167,13 @@ def _parameters(model: torch.nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
-def _cost_sign(config: RunConfig, screen: Screen) -> None:
+def _cost_sign(bench: Bench, screen: Screen) -> None:
     """Scores answers that anybody can tell apart.
 
     Raises:
         ModelError: the cost model gives the harmful ones the smaller cost: its sign is the other way round.
     """
-    path = config.cost.path
+    path = bench.config.cost.path
     if not path:
         screen.say("cost sign  trained in this run, on labels with unsafe = +1")
         return
@@ -186,7 +186,7 @@ def _cost_sign(config: RunConfig, screen: Screen) -> None:
             f"cost sign  not checked: the weights of cost.path={path} are {files / _GB:.0f} GB, a check loads {_LARGEST / _GB:.0f}"
         )
         return
-    scorer: Scorer = published_scorer(config, "cost", torch.device("cpu"))
+    scorer: Scorer = load_published(bench, "cost")
     harmful, harmless = (scorer.score([(prompt, answers[i]) for prompt, *answers in _ANCHORS]) for i in (0, 1))
     above = int((harmful > harmless).sum())
     if harmful.mean() <= harmless.mean():

@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from cdpo_lightning.artifacts import Ledger, Store
+from cdpo_lightning.artifacts import Ledger, Store, digest
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_table import PairTable
+from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
+from cdpo_lightning.models.causal_lm import reads_packed
 from cdpo_lightning.run_folder import begin_run
 from cdpo_lightning.scoring import Judge
 from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.constants import Constants, make_table, stored_reference_logp, stored_scores
 from cdpo_lightning.stages.scorers import make_scorer
-from cdpo_lightning.stages.sft import fine_tune
+from cdpo_lightning.stages.sft import fine_tune, sft_spent
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that is constant while policies are trained."""
+class Court:
+    """What any policy is judged with, trained here or elsewhere."""
 
     bench: Bench
     judge: Judge
     reference: nn.Module
     reference_identity: str
-    table: PairTable
-    prompts: list[str]
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Prepared(Court):
+    """Everything that is constant while policies are trained."""
+
+    table: PairTable
+    pairs: list[PreferencePair]  # of the table, with what people said of them
+    prompts: list[str]
 
 
 def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
     """Data, reference, scorers and the constants of the pairs."""
-    corpus = load_corpus(config.dataset, config.seed)
+    court = convene(config, folder, screen)
+    bench, judge, identity = court.bench, court.judge, court.reference_identity
+    with screen.stage("constants") as done:
+        table, pairs, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
+        done({"responses": len(table.responses), "pairs": len(table)})
+    return Prepared(bench, judge, court.reference, identity, court.metrics | cut, table, pairs, prompts)
+
+
+def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
+    """Data, reference and scorers; the run's folder is begun."""
+    corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     screen.data(corpus)
     require_examples(config, corpus)
     store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
@@ -47,15 +66,17 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
     bench = Bench(config, folder, store, history, corpus, load_tokenizer(config), screen.progress)
     require_context(config)
     base = load_base(bench)
+    if not reads_packed(base.model):
+        screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
     begin_run(config, folder)  # not before: what is wrong with data or model is put right and started again
-    metrics: Metrics = {**corpus.metrics}
+    metrics: Metrics = {**corpus.metrics, "data/hash": digest([asdict(pair) for pair in corpus.pairs])}
     reference, identity = base.model, f"base:{base.identity}"
     if "sft" in config.stages:
         with screen.stage("sft") as done:
             reference, artifact = fine_tune(bench, base)
             identity = f"sft:{artifact.key}"
             done(artifact.meta)
-        metrics |= artifact.meta
+        metrics |= artifact.meta | sft_spent(bench).metrics("sft")
     scorers = {}
     for kind in ("reward", "cost"):
         with screen.stage(kind) as done:
@@ -71,13 +92,8 @@ def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
         batch_size=config.trainer.inference_batch,
         sample_batch=config.trainer.sample_batch,
         precision=config.trainer.precision,
-        device=bench.device,
-        park=config.trainer.park and not bench.shares_reference,
     )
-    with screen.stage("constants") as done:
-        table, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
-        done({"responses": len(table.responses), "pairs": len(table)})
-    return Prepared(bench, judge, reference, identity, table, prompts, metrics | cut)
+    return Court(bench, judge, reference, identity, metrics)
 
 
 def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:
@@ -86,6 +102,6 @@ def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:
     def constants(texts: Sequence[tuple[str, str]], rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
         reward = stored_scores(bench, "reward", judge.reward, texts)
         cost = stored_scores(bench, "cost", judge.cost, texts)
-        return reward, cost, stored_reference_logp(bench, judge, identity, rows)
+        return reward, cost, stored_reference_logp(bench, judge.reference, identity, rows)
 
     return constants

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import digest
-from cdpo_lightning.config import RunConfig, ScorerConfig
+from cdpo_lightning.config import ScorerConfig
 from cdpo_lightning.data.corpus import ScoreExample, Split
 from cdpo_lightning.data.seeded_data import SeededData
 from cdpo_lightning.data.templates import encode_scored
 from cdpo_lightning.evaluation import scorer_metrics
 from cdpo_lightning.models import causal_lm
 from cdpo_lightning.models.published import load_score_model
-from cdpo_lightning.models.score_model import ScoreModel, from_causal_lm, pad
+from cdpo_lightning.models.score_model import from_causal_lm, pad
 from cdpo_lightning.modules.cost import CostModule
 from cdpo_lightning.modules.reward import RewardModule
 from cdpo_lightning.modules.score import ScoreBatch, ScoreModule
@@ -51,7 +51,7 @@ def _score_rows(bench: Bench, scorer: ScorerConfig, items: Sequence[ScoreExample
     template = scorer.template or bench.config.model.template
 
     def ids(prompt: str, response: str) -> list[int]:
-        return encode_scored(prompt, response, template, bench.tokenizer)[-scorer.max_tokens :]
+        return encode_scored(prompt, response, template, bench.tokenizer, scorer.max_tokens)
 
     return [(e, [ids(e.prompt, text) for text in e.responses]) for e in items]
 
@@ -78,44 +78,46 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
     return _as_scorer(bench, kind, model, f"{kind}:{artifact.key}", artifact.meta[f"{kind}/unit"]), artifact.meta
 
 
-def _as_scorer(bench: Bench, kind: str, model: ScoreModel, identity: str, unit: float) -> ModelScorer:
-    return _scorer(bench.config, kind, model, bench.tokenizer, identity, unit, bench.device)
-
-
-def _scorer(
-    config: RunConfig, kind: str, model: ScoreModel, tokenizer: Any, identity: str, unit: float, device: torch.device
-) -> ModelScorer:
-    own: ScorerConfig = getattr(config, kind)
+def _as_scorer(bench: Bench, kind: str, model: nn.Module, identity: str, unit: float) -> ModelScorer:
+    config: ScorerConfig = getattr(bench.config, kind)
+    trainer = bench.config.trainer
     return ModelScorer(
         model=model,
-        tokenizer=tokenizer,
-        template=own.template or config.model.template,
-        max_tokens=own.max_tokens,
-        batch_size=config.trainer.inference_batch,
-        precision=config.trainer.precision,
+        tokenizer=bench.tokenizer,
+        template=config.template or bench.config.model.template,
+        max_tokens=config.max_tokens,
+        batch_size=trainer.inference_batch,
+        precision=trainer.precision,
         identity=identity,
-        device=device,
-        park=config.trainer.park,
         unit=unit,
     )
 
 
 def make_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, Any]]:
-    """The scorer of the configuration: the truth of the world, or a model trained here."""
+    """The scorer of the configuration: the truth of the world, a model from outside, or one trained here."""
     config: ScorerConfig = getattr(bench.config, kind)
     world = bench.corpus.world
     if world is not None and world.config.scores == "oracle":
         identity = digest("oracle", kind, asdict(world.config), bench.config.seed)
         return OracleScorer(world, ("reward", "cost").index(kind), identity), {}
-    if config.path:
-        return published_scorer(bench.config, kind, bench.device), {}
-    return train_scorer(bench, kind, base)
+    return published_scorer(bench, kind) if config.path else train_scorer(bench, kind, base)
 
 
-def published_scorer(config: RunConfig, kind: str, device: torch.device) -> ModelScorer:
-    """The score model of `reward.path` or `cost.path`, with its own tokenizer."""
-    own: ScorerConfig = getattr(config, kind)
-    model, tokenizer = load_score_model(own, torch.device("cpu") if config.trainer.park else device)
-    template = own.template or config.model.template
-    read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, own.max_tokens)
-    return _scorer(config, kind, model, tokenizer, f"{kind}:{digest(*read)}", 1.0, device)
+def published_scorer(bench: Bench, kind: str) -> tuple[Scorer, dict[str, Any]]:
+    """The score model of `path`, and how well it does on our held-out examples."""
+    scorer = load_published(bench, kind)
+    held_out = getattr(bench.corpus, kind).held_out
+    rows = digest([asdict(e) for e in held_out])
+    made_of = {"scorer": scorer.identity, "rows": rows, "precision": bench.config.trainer.precision}
+    checked = bench.store.get(f"{kind}_check", made_of, lambda: ({}, scorer_metrics(kind, scorer, held_out)))
+    return scorer, checked.meta
+
+
+def load_published(bench: Bench, kind: str) -> ModelScorer:
+    """The score model of `path` with its own tokenizer and its sign."""
+    config: ScorerConfig = getattr(bench.config, kind)
+    model, tokenizer = load_score_model(config, bench.device)
+    template = config.template or bench.config.model.template
+    read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, config.max_tokens, config.sign)
+    identity = f"{kind}:{digest(*read)}"
+    return replace(_as_scorer(bench, kind, model, identity, float(config.sign)), tokenizer=tokenizer, published=True)

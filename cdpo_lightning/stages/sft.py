@@ -17,11 +17,12 @@ from cdpo_lightning.models import adapters
 from cdpo_lightning.modules.sft import SFTBatch, SFTModule
 from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.stages.bench import Base, Bench, made_of, optimizer_steps, restored, stage_of, trainable
+from cdpo_lightning.stages.spending import Spent
 
 _PER_ROW = 8  # demonstrations of one prompt read side by side
 
 
-def _sft_rows(bench: Bench, items: Sequence[Demonstration]) -> list[Row]:
+def sft_rows(bench: Bench, items: Sequence[Demonstration]) -> list[Row]:
     """One row for up to eight demonstrations of the same prompt, which is then read once for all of them."""
     by_prompt: dict[str, list[tuple[int, ...]]] = {}
     for item in items:
@@ -46,16 +47,22 @@ def _nats_per_token(bench: Bench, model: nn.Module, rows: list[Row]) -> float:
     return -float(logp.sum()) / sum(map(_tokens, rows))
 
 
+def sft_spent(bench: Bench) -> Spent:
+    """What SFT takes, whether this run trained or the store had it; seconds are not known then and left at 0."""
+    rows = sft_rows(bench, bench.corpus.demonstrations.train) if "sft" in bench.config.stages else []
+    return Spent(trained_tokens=bench.config.sft.epochs * sum(row_length(*row) for row in rows), models_resident=1)
+
+
 def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
     """The base model after SFT on the demonstrations, and its artifact (`sft/loss` among its facts)."""
     config, data = bench.config, bench.corpus.demonstrations
     model = trainable(bench, base.model)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        loader = SeededData(_sft_rows(bench, data.train), lambda r: row_length(*r), _collate, config.sft.batch_size, config.seed)
+        loader = SeededData(sft_rows(bench, data.train), lambda r: row_length(*r), _collate, config.sft.batch_size, config.seed)
         module = SFTModule(model, config.sft, optimizer_steps(bench, loader.batches, config.sft.epochs))
         bench.fit(module, loader, stage_of(bench, "sft", config.sft))
-        loss = _nats_per_token(bench, model.to(bench.device), _sft_rows(bench, data.held_out)) if data.held_out else None
+        loss = _nats_per_token(bench, model.to(bench.device), sft_rows(bench, data.held_out)) if data.held_out else None
         return dict(adapters.merged(model).named_parameters()), {} if loss is None else {"sft/loss": loss}
 
     plain = copy.deepcopy(base.model) if adapters.are_in(model) else model

@@ -98,7 +98,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         model: nn.Module = trainer.lightning_module.model  # type: ignore[assignment]
         if self.zero_stage_3:
             self._skeleton = skeleton(model)
-        self._own = {part: set(vars(part)) for part in model.modules()}
+        module = trainer.lightning_module
+        self._own = {part: set(vars(part)) for part in module.modules() if part is not module}
         super().setup(trainer)
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
@@ -128,9 +129,9 @@ class ZeroStrategy(DeepSpeedStrategy):
     def teardown(self) -> None:
         """Leaves the module an ordinary one with the trained parameters, on every rank, if the training came to its end."""
         if self._finished:
-            model: nn.Module = self.lightning_module.model  # type: ignore[assignment, union-attr]
-            with self.whole(model):
-                weights = {id(p): self._ordinary(p) for p in model.parameters()}
+            module: nn.Module = self.lightning_module  # type: ignore[assignment]
+            with self.whole(module):
+                weights = {id(p): self._ordinary(p) for p in module.parameters()}
             self.deepspeed_engine.destroy()
             for part, own in self._own.items():
                 _restore(part, own, weights)

@@ -177,16 +177,17 @@ def test_effective_share_is_one_where_the_policy_is_the_optimum():
     measured = measurement()
     lam = 0.7
     z = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64)[measured.prompt]
-    optimum = measured.reference_logp + (measured.reward - lam * measured.cost) / BETA - z
-    assert effective_share(replace(measured, policy_logp=optimum), lam, BETA) == pytest.approx(1.0)
-    assert effective_share(replace(measured, policy_logp=optimum), 1.7, BETA) < 0.9
+    utility = measured.reward - lam * measured.cost
+    at_optimum = replace(measured, policy_logp=measured.reference_logp + utility / BETA - z)
+    assert effective_share(at_optimum, utility, BETA) == pytest.approx(1.0)
+    assert effective_share(at_optimum, measured.reward - 1.7 * measured.cost, BETA) < 0.9
 
 
 def test_effective_share_by_hand():
     """One prompt, weights 3 and 1 (r = beta log 3): (3 + 1)^2 / (9 + 1) / 2 = 0.8."""
     measured = measurement(prompts=1, samples=2, cost=[0.0, 0.0])
     reward = torch.tensor([BETA * math.log(3), 0.0], dtype=torch.float64)
-    assert effective_share(replace(measured, reward=reward), 2.0, BETA) == pytest.approx(0.8)
+    assert effective_share(measured, reward, BETA) == pytest.approx(0.8)
 
 
 class Script:

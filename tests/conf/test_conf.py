@@ -14,9 +14,14 @@ from cdpo_lightning.config import FilesConfig, RunConfig, parse
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONF = ROOT / "conf"
 GOLDEN = ROOT / "tests" / "golden" / "keys.txt"
-FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml") if path.parent != CONF)
+FILES = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix()
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and "hydra" not in path.parts
+)
 EXPERIMENTS = [name.partition("/")[2] for name in FILES if name.startswith("experiment/")]
-CHOICES = [name for name in FILES if not name.startswith("experiment/")]
+SUITES = [name.partition("/")[2] for name in FILES if name.startswith("evaluation/")]
+CHOICES = [name for name in FILES if not name.startswith(("experiment/", "evaluation/"))]
 NEVER_MOVE = [
     "seed", "mode", "stages", "run_dir", "artifacts_dir", "policy.beta", "policy.labels", "policy.loss", "policy.refresh",
     "policy.anchor", "constraint.c_limit", "constraint.update", "constraint.lambda_init", "constraint.lambda_lr",
@@ -55,6 +60,23 @@ def test_every_choice_of_a_group_is_a_whole_configuration(choice: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_a_whole_configuration_under_its_own_name(name: str) -> None:
     assert parse(composed(f"+experiment={name}")).name == name
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_changes_the_evaluation_alone_and_begins_with_its_command(name: str) -> None:
+    plain, changed = (OmegaConf.to_container(composed(*more)) for more in ((), (f"+evaluation={name}",)))
+    assert plain.pop("evaluation") != changed.pop("evaluation")
+    assert plain == changed
+    assert isinstance(parse(composed(f"+evaluation={name}")), RunConfig)
+    first = (CONF / "evaluation" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(rf"# python run\.py .*\+evaluation=.*\b{name}\b.*", first)
+
+
+def test_suites_add_up() -> None:
+    found = parse(composed("+evaluation=[table1,over_refusal,truthfulqa]")).evaluation
+    assert (found.prompts, found.samples_per_prompt) == (2000, 5)
+    assert found.refusal_prompts.endswith("xstest_prompts.csv")
+    assert found.truthfulqa.endswith("truthfulqa/mc_task.json")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -15,7 +15,21 @@ from cdpo_lightning.config.parse import no_such_key
 from cdpo_lightning.errors import CDPOError, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-GROUPS = ("model", "dataset", "sft", "reward", "cost", "policy", "constraint", "method", "evaluation", "trainer", "logger")
+GROUPS = (
+    "model",
+    "dataset",
+    "sft",
+    "reward",
+    "cost",
+    "policy",
+    "constraint",
+    "method",
+    "primal_dual",
+    "ppo",
+    "evaluation",
+    "trainer",
+    "logger",
+)
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -221,3 +235,43 @@ def test_a_whole_number_is_a_lambda(value):
     one = parse(composed(f"constraint.lambda_init={value}"))
     assert one.constraint.lambda_init == 1.0
     assert one.identity() == parse(composed("constraint.lambda_init=1.0")).identity()
+
+
+def test_a_recipe_replaces_the_runs_values_and_leaves_the_rest(default) -> None:
+    config = parse(changed(default, "constraint.lambda_lr", 0.3))
+    paper = config.plan("cdpo_paper")
+    assert (paper.policy.labels, paper.policy.refresh, paper.constraint.update) == ("bernoulli", 0, "projected")
+    assert (paper.policy.beta, paper.constraint.lambda_lr) == (config.policy.beta, 0.3)
+    assert config.plan("cdpo").policy == config.policy
+    assert config.plan("cdpo").constraint == config.constraint
+
+
+def test_lambda_of_the_runs_own_and_of_those_beside(default) -> None:
+    """constraint.lambda_init is the run's own; beside it method.fixed_lambda, method.cost_only_lambda and PPO-Lag's own."""
+    config = parse(changed(changed(default, "constraint.lambda_init", 0.2), "method.fixed_lambda", 0.4))
+    assert {who: config.plan(who).constraint.lambda_init for who in ("cdpo", "cdpo_fixed", "sacpo", "cost_only", "ppo_lag")} == {
+        "cdpo": 0.2, "cdpo_fixed": 0.4, "sacpo": 0.4, "cost_only": 10.0, "ppo_lag": 1.0,
+    }  # fmt: skip
+    alone = parse(changed(changed(default, "constraint.kind", "fixed"), "constraint.lambda_init", 0.2))
+    assert alone.who == "cdpo_fixed"
+    assert alone.plan("cdpo_fixed").constraint.lambda_init == 0.2
+
+
+def test_a_method_that_does_not_go_with_the_constraint_is_refused(default) -> None:
+    with pytest.raises(ConfigError, match=r"constraint.kind=dual: method=sacpo has fixed; choose constraint=fixed"):
+        parse(changed(default, "method.name", "sacpo"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method.name", "pdpo"), ("method.baselines", ["rlhf"]), ("method.preferences", "mine"), ("method.fixed_lambda", -1.0),
+        ("method.fixed_lambda", "guess"), ("primal_dual.pairs", "some"), ("primal_dual.labels", "argmax"), ("primal_dual.asks", 1),
+        ("primal_dual.feedback", "none"), ("primal_dual.bonus", -0.1), ("primal_dual.online", -1), ("primal_dual.epochs", 0),
+        ("primal_dual.reward_epochs", 0), ("ppo.rounds", 0), ("ppo.samples_per_prompt", 1), ("ppo.clip", 0.0), ("ppo.kl", -0.1),
+        ("ppo.lambda_init", 0.0), ("ppo.gamma", 1.5), ("ppo.gae_lambda", 1.1), ("dataset.withheld", 0.6),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_methods_groups_that_is_out_of_range_is_refused(default, key, value) -> None:
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        parse(changed(default, key, value))

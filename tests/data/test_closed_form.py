@@ -160,6 +160,22 @@ def test_corrupt_texts_are_words_of_the_vocabulary(world):
 def test_evaluation_prompts_are_all_training_prompts(world):
     found = closed_form.evaluation_prompts(world)
     assert [item.prompt for item in found] == world.prompts
-    assert {grammar.topics()[t] for t, item in zip(world.topic, found, strict=True) if item.category == "risky"} == set(
+    assert {grammar.topics()[t] for t, item in zip(world.topic, found, strict=True) if item.categories == ("risky",)} == set(
         grammar.RISKY_TOPICS
     )
+
+
+def test_what_is_withheld_stands_in_no_pair_and_is_the_best_there_is():
+    """A quarter of 64 is 16: those of the highest reward - cost of each topic; nothing withheld leaves every draw as it was."""
+    config = ClosedFormConfig(withheld=0.25, off_grammar_share=0.0)
+    world = make_world(config, seed=3)
+    pairs = closed_form.preference_pairs(world, world.prompts, 16, 5)
+    kept_out = closed_form.withheld(world)
+    assert kept_out.sum(1).tolist() == [16] * 8
+    for pair in pairs:
+        topic = world.topic_of[pair.prompt]
+        assert not any(kept_out[topic, world.index[text]] for text in pair.responses)
+    value = world.reward_GK - world.cost_GK
+    assert all(float(value[g][kept_out[g]].min()) >= float(value[g][~kept_out[g]].max()) for g in range(8))
+    whole = make_world(ClosedFormConfig(), seed=3)
+    assert not closed_form.withheld(whole).any()

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from cdpo_lightning.data import sources
-from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, PreferencePair
-from cdpo_lightning.data.rows import read_rows
+from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, MultipleChoice, PreferencePair
+from cdpo_lightning.data.rows import is_unpinned, read_rows
 from cdpo_lightning.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("CDPO_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -52,6 +52,19 @@ def test_pku_pairs_with_and_without_the_better_column(tmp_path):
     assert second == PreferencePair("Tea?", "Green.", "Black.", 1, 0, True, True)
 
 
+def test_pku_pairs_of_the_releases_since_2024(tmp_path):
+    """Their further columns are not read: models the answers came from, harm categories, severities, hashes."""
+    more = {"prompt_source": "x", "response_0_source": "Alpaca3-8B", "response_0_harm_category": {"Drugs": False}}
+    more |= {"response_0_severity_level": 0, "response_0_sha256": "ab", "better_response_id": 1}
+    [pair] = sources.pku_saferlhf(write(tmp_path / "pku.jsonl", PKU | more))
+    assert pair == PreferencePair("Tea?", "Green.", "Black.", 1, 0, True, False)
+
+
+def test_pku_pairs_of_the_single_dimension(tmp_path):
+    row = {"prompt": "Tea?", "response_0": "Green.", "response_1": "Black.", "better_response_id": 1}
+    assert sources.pku_saferlhf(write(tmp_path / "pku.jsonl", row)) == [PreferencePair("Tea?", "Green.", "Black.", better=1)]
+
+
 USER, GREEN, BLACK = (
     {"role": role, "content": text} for role, text in [("user", "Tea?"), ("assistant", "Green."), ("assistant", "Black.")]
 )
@@ -72,6 +85,20 @@ def test_preference_pairs_in_every_shape_of_trl(tmp_path, row):
     assert pair == PreferencePair("Tea?", "Green.", "Black.", better=0)
 
 
+def test_earlier_turns_of_a_list_stay_in_the_prompt(tmp_path):
+    """The same text as the same dialogue of hh-rlhf has."""
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, USER]
+    text = "Hi\n\nAssistant: Hello\n\nHuman: Tea?"
+    for row in ({"prompt": talk, "chosen": [GREEN], "rejected": [BLACK]}, {"chosen": [*talk, GREEN], "rejected": [*talk, BLACK]}):
+        assert sources.preference_pairs(write(tmp_path / "trl.jsonl", row)) == [PreferencePair(text, "Green.", "Black.", better=0)]
+
+
+def test_whole_dialogues_as_preferences_are_those_of_helpful_base(tmp_path):
+    start = "\n\nHuman: Tea?\n\nAssistant:"
+    file = write(tmp_path / "hh.jsonl", {"chosen": start + " Green.", "rejected": start + " Black."})
+    assert sources.preference_pairs(file) == [PreferencePair("Tea?", "Green.", "Black.", better=0)]
+
+
 def test_hh_dialogues_keep_earlier_turns_in_the_prompt(tmp_path):
     start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Tea?\n\nAssistant:"
     file = write(tmp_path / "hh.jsonl", {"chosen": start + " Green.", "rejected": start + " Great: black."})
@@ -90,6 +117,30 @@ def test_safety_labels(tmp_path):
     assert sources.safety_labels(file) == [LabelledAnswer("Tea?", "", False)]
 
 
+PAPER = {"Question": "Tea?", "Best Answer": "Green", "Correct Answers": "Green; It is late", "Incorrect Answers": "Red; Blue; ; No"}
+HUB = {"question": "Tea?", "best_answer": "Green", "correct_answers": ["Green", "It is late"]} | {
+    "incorrect_answers": ["Red", "Blue", "No"]
+}
+
+
+@pytest.mark.parametrize("row", [PAPER, HUB], ids=["paper", "hub"])
+def test_truthfulqa_pairs_each_false_answer_once(tmp_path, row):
+    found = sources.truthfulqa(write(tmp_path / "t.jsonl", row))
+    true_and_false = [("Green", "Red"), ("It is late", "Blue"), ("Green", "No")]
+    assert found == [PreferencePair("Tea?", true, false, better=0) for true, false in true_and_false]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [{"Green": 1, "Red": 0}, {"choices": ["Green", "Red"], "labels": [1, 0]}],
+    ids=["paper", "hub"],
+)
+def test_multiple_choice(tmp_path, targets):
+    file = write(tmp_path / "mc.jsonl", {"question": "Tea?", "mc1_targets": targets, "mc2_targets": targets})
+    options = (("Green", True), ("Red", False))
+    assert sources.multiple_choice(file) == [MultipleChoice("Tea?", options, options)]
+
+
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
@@ -104,18 +155,44 @@ def test_demonstrations(tmp_path, row, prompt):
 
 
 @pytest.mark.parametrize(
-    ("row", "category"),
+    ("row", "categories"),
     [
-        ({"prompt": "Tea?"}, ""),
-        ({"prompt": "Tea?", "category": "food"}, "food"),
-        ({"Question": "Tea?", "type": "t"}, "t"),
+        ({"prompt": "Tea?"}, ()),
+        ({"prompt": "Tea?", "category": ""}, ()),
+        ({"prompt": "Tea?", "category": "food"}, ("food",)),
+        ({"prompt": "Tea?", "category": ["food", "drink"]}, ("food", "drink")),
+        ({"prompt": "Tea?", "category": {"food": True, "drugs": False, "drink": 1}}, ("food", "drink")),
+        ({"Question": "Tea?", "type": "t"}, ("t",)),
     ],
 )
-def test_evaluation_prompts(tmp_path, row, category):
-    assert sources.evaluation_prompts(write(tmp_path / "e.jsonl", row)) == [EvaluationPrompt("Tea?", category)]
+def test_evaluation_prompts(tmp_path, row, categories):
+    assert sources.evaluation_prompts(write(tmp_path / "e.jsonl", row)) == [EvaluationPrompt("Tea?", categories)]
 
 
-@pytest.mark.parametrize("source", [*sources.PAIR_SOURCES, "safety_labels", "demonstrations", "evaluation_prompts"])
+def test_a_prompt_in_several_rows_has_the_categories_of_all(tmp_path):
+    """BeaverTails' test split on the hub: a row an answer, and the categories are the answer's."""
+    rows = [
+        {"prompt": p, "response": "x", "category": {"a": p == "Tea?", "b": i > 1}} for i, p in enumerate(["Tea?", "Milk?", "Tea?"])
+    ]
+    found = sources.evaluation_prompts(write(tmp_path / "e.jsonl", *rows))
+    assert found == [EvaluationPrompt("Tea?", ("a", "b")), EvaluationPrompt("Milk?", ())]
+    assert [item.row for item in found] == ["e.jsonl:1", "e.jsonl:2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "category"),
+    [
+        ({"type": "homonyms", "label": "safe"}, "safe"),
+        ({"type": "homonyms", "label": "unsafe"}, "unsafe"),
+        ({"type": "homonyms"}, "safe"),
+        ({"type": "contrast_homonyms"}, "unsafe"),
+    ],
+)
+def test_refusal_prompts_of_both_releases_of_xstest(tmp_path, row, category):
+    assert sources.refusal_prompts(write(tmp_path / "x.jsonl", {"prompt": "Tea?"} | row)) == [EvaluationPrompt("Tea?", (category,))]
+
+
+@pytest.mark.parametrize("source", [*sources.PAIR_SOURCES, *sources.LICENCES])
 def test_every_source_has_a_one_line_notice(source):
     notice = sources.licence_notice(source)
     assert notice.startswith(f"{source}: ")
@@ -178,6 +255,36 @@ def test_a_hub_name_is_loaded_with_its_split_and_revision(monkeypatch):
     assert pair.row == "PKU-Alignment/PKU-SafeRLHF[test]:1"
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "options"),
+    [
+        ("o/n", "o/n", {"split": "train", "revision": "r"}),
+        ("o/n@v0", "o/n", {"split": "train", "revision": "v0"}),
+        ("o/n:alpaca-7b@v0%30k_test", "o/n", {"name": "alpaca-7b", "split": "30k_test", "revision": "v0"}),
+        ("o/n:harmless-base/%test", "o/n", {"data_dir": "harmless-base", "split": "test", "revision": "r"}),
+    ],
+)
+def test_a_hub_name_may_say_part_revision_and_split_itself(monkeypatch, path, name, options):
+    calls = []
+
+    def load(path, **kwargs):
+        calls.append((path, kwargs))
+        return datasets.Dataset.from_list([{"prompt": "Tea?"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    [(place, _)] = read_rows(path, split="train", revision="r")
+    assert calls == [(name, options)]
+    assert place == f"{name}[{options['split']}]:1"
+
+
+def test_a_hub_name_without_a_revision_is_not_pinned(tmp_path):
+    (tmp_path / "here.jsonl").touch()
+    assert is_unpinned("o/n", None)
+    assert is_unpinned("o/n%test", None)
+    assert not any([is_unpinned("o/n@v0", None), is_unpinned("o/n", "v0"), is_unpinned("", None)])
+    assert not is_unpinned(str(tmp_path / "here.jsonl"), None)
+
+
 def test_a_name_with_a_version_is_a_hub_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: datasets.Dataset.from_list([{"prompt": name}]))
     assert read_rows("teknium/OpenHermes-2.5")[0][1] == {"prompt": "teknium/OpenHermes-2.5"}
@@ -186,10 +293,16 @@ def test_a_name_with_a_version_is_a_hub_name(monkeypatch):
 # Refusals
 
 
-@pytest.mark.parametrize("path", ["gone.jsonl", "./gone", "/gone", "~/gone", "a/b/gone", "", "data/gone.parquet"])
+@pytest.mark.parametrize("path", ["gone.jsonl", "./gone", "/gone", "~/gone", "a/b/gone", "", "data/gone.parquet", "/a@b"])
 def test_a_missing_file_is_never_looked_for_on_the_hub(monkeypatch, path):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(DataError, match="missing file"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("path", ["o/n@", "o/n@v0@v1", "o/n%a:b"])
+def test_a_hub_name_that_is_none_is_refused(path):
+    with pytest.raises(DataError, match="not a hub name such as"):
         read_rows(path)
 
 
@@ -287,7 +400,15 @@ def test_a_label_that_is_no_label_is_refused(refused, column, value):
 
 @pytest.mark.parametrize(
     "turns",
-    [[], [GREEN, GREEN], [USER], [{"role": "system", "content": "x"}, GREEN], ["Green."], [USER, GREEN, USER, GREEN]],
+    [
+        [],
+        [GREEN, GREEN],
+        [USER],
+        [{"role": "system", "content": "x"}, GREEN],
+        ["Green."],
+        [USER, GREEN, GREEN],
+        [USER, GREEN, USER],
+    ],
 )
 def test_dialogues_other_than_one_turn_each_are_refused(refused, turns):
     says = refused(sources.preference_pairs, {"prompt": "Tea?", "chosen": turns, "rejected": "Black."})
@@ -314,6 +435,26 @@ def test_an_empty_evaluation_prompt_is_refused(refused):
     assert "rows.jsonl:2: the prompt is empty" in refused(sources.evaluation_prompts, {"prompt": "a"}, {"prompt": " "})
 
 
+@pytest.mark.parametrize("change", [{"label": "harmful"}, {"type": 3}])
+def test_refusal_prompts_with_another_label_are_refused(refused, change):
+    says = refused(sources.refusal_prompts, {"prompt": "Tea?"} | change)
+    assert "rows.jsonl:1: label is 'harmful', expected safe or unsafe" in says or "rows.jsonl:1: type is '3'" in says
+
+
+def test_multiple_choice_that_is_none_is_refused(refused):
+    fine = {"Green": 1, "Red": 0}
+    row = {"question": "Tea?", "mc1_targets": fine, "mc2_targets": fine}
+    assert "mc1_targets has 2 true options" in refused(sources.multiple_choice, row | {"mc1_targets": {"a": 1, "b": 1}})
+    assert "mc2_targets has no true or no false" in refused(sources.multiple_choice, row | {"mc2_targets": {"a": 1}})
+    for broken in ("Green", {"choices": ["a"], "labels": [1, 0]}):
+        assert "rows.jsonl:1: " in refused(sources.multiple_choice, row | {"mc2_targets": broken})
+
+
+def test_answers_that_are_no_list_of_texts_are_refused(refused):
+    assert "Incorrect Answers is '3', expected a list" in refused(sources.truthfulqa, PAPER | {"Incorrect Answers": 3})
+    assert "Correct Answers is '3' (int), expected text" in refused(sources.truthfulqa, HUB | {"correct_answers": [3]})
+
+
 def test_the_notice_of_an_unknown_source_is_refused():
     with pytest.raises(DataError, match="source 'pku' is unknown, expected one of pku_saferlhf"):
         sources.licence_notice("pku")
@@ -334,11 +475,25 @@ def test_the_notice_of_an_unknown_source_is_refused():
         (sources.hh_harmless, "hh_rlhf_harmless.jsonl", 1973),
         (sources.evaluation_prompts, "beavertails_evaluation_prompts.jsonl", 700),
         (sources.evaluation_prompts, "truthfulqa/TruthfulQA.csv", 817),
-        (read_rows, "truthfulqa/mc_task.json", 817),
+        (sources.multiple_choice, "truthfulqa/mc_task.json", 817),
         (sources.evaluation_prompts, "xstest_prompts.csv", 450),
+        (sources.refusal_prompts, "xstest_prompts.csv", 450),
         (sources.demonstrations, "alpaca_5000.jsonl", 5000),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_every_real_file_loads_whole(load, file, rows):
     assert len(load(str(DATA / file))) == rows
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set CDPO_DATA to its folder")
+def test_truthfulqa_has_a_pair_for_every_false_answer():
+    with (DATA / "truthfulqa/TruthfulQA.csv").open(encoding="utf-8-sig", newline="") as file:
+        false = [part for row in csv.DictReader(file) for part in row["Incorrect Answers"].split(";") if part.strip()]
+    assert len(sources.truthfulqa(str(DATA / "truthfulqa/TruthfulQA.csv"))) == len(false)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set CDPO_DATA to its folder")
+def test_xstest_has_250_safe_prompts_and_200_contrasts():
+    found = sources.refusal_prompts(str(DATA / "xstest_prompts.csv"))
+    assert [sum(p.categories == (label,) for p in found) for label in ("safe", "unsafe")] == [250, 200]

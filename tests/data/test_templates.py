@@ -79,7 +79,7 @@ def test_a_response_is_its_text_and_one_eos(tokenizer):
 
 def test_a_scorer_reads_one_text_and_no_space_after_assistant(tokenizer):
     """`ASSISTANT:green` is one word to these tokens, and two when prompt and response are tokenized apart."""
-    together = encode_scored("tea", "green", "beaver", tokenizer)
+    together = encode_scored("tea", "green", "beaver", tokenizer, 512)
     text = tokenizer.decode(together[1:-1])
     assert (together[0], together[-1]) == (BOS, EOS)
     assert (
@@ -98,7 +98,7 @@ def test_a_tokenizer_without_chat_template_is_refused():
         render_prompt("tea", "chat", make_tokenizer())
 
 
-@pytest.mark.parametrize("encode", [lambda t: encode_response("tea", t), lambda t: encode_scored("tea", "green", "plain", t)])
+@pytest.mark.parametrize("encode", [lambda t: encode_response("tea", t), lambda t: encode_scored("tea", "green", "plain", t, 512)])
 def test_a_tokenizer_without_eos_is_refused(encode):
     with pytest.raises(ModelError, match="no eos token"):
         encode(make_tokenizer(eos_token=None, pad_token=None))
@@ -153,4 +153,4 @@ def test_a_real_chat_model_reads_its_own_template(smollm2):
 def test_byte_level_tokens_join_without_a_seam(smollm2, template):
     """Where tokens are bytes and no space is added, prompt and response apart decode to the text a scorer reads."""
     apart = encode_prompt("Is tea good?", template, smollm2) + encode_response("Yes, very.", smollm2)
-    assert smollm2.decode(apart) == smollm2.decode(encode_scored("Is tea good?", "Yes, very.", template, smollm2))
+    assert smollm2.decode(apart) == smollm2.decode(encode_scored("Is tea good?", "Yes, very.", template, smollm2, 512))

@@ -32,6 +32,7 @@ def knock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 
     def knocked(*arguments: str) -> tuple[int, str, str]:
         door.refused.clear()
+        door.failed.clear()
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = None
         monkeypatch.chdir(tmp_path)
@@ -43,6 +44,7 @@ def knock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 
     yield knocked
     door.refused.clear()
+    door.failed.clear()
 
 
 QUICK = ("unknown key", "unknown key at the top with +", "out of range", "unknown experiment", "group gone", "not an override")
@@ -57,7 +59,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "wrong type": (["policy.epochs=many"], r"policy\.epochs: .*'many'"),
     "out of range": (["sft.lr=-1"], r"sft\.lr=-1\.0: expected more than 0"),
     "unknown choice": (["policy.loss=kto"], r"policy\.loss=kto: expected one of sigmoid, ipo, hinge"),
-    "unknown experiment": (["+experiment=nope"], r"experiment=nope: not found; conf/experiment has llama2_cdpo, smollm2_cdpo"),
+    "unknown experiment": (["+experiment=nope"], r"experiment=nope: not found; conf/experiment has llama2_cdpo, "),
     "experiment without +": (["experiment=nope"], r".*'experiment'.* \+experiment=nope$"),
     "unknown file of a group": (["dataset=nope"], r"dataset=nope: not found; conf/dataset has closed_form, "),
     "a number for a group": (["dataset=3"], r".*a group is chosen by the name of its file"),
@@ -138,9 +140,10 @@ def test_a_run_prints_its_own_lines_and_nothing_else(knock: Knock, tmp_path: Pat
 def test_a_sweep_says_at_once_which_job_was_refused_and_does_the_others(knock: Knock, tmp_path: Path) -> None:
     places = ["run_dir=runs/${hydra:job.num}", "artifacts_dir=store", "hydra.sweep.dir=sweep"]
     status, screen, errors = knock("-m", *TINY, *places, "policy.beta=-1,0.5", "stages=[sft]")
-    assert (status, errors) == (2, "error: policy.beta=-1.0: expected more than 0\n")
+    assert (status, errors) == (2, "error: job 0 (policy.beta=-1): policy.beta=-1.0: expected more than 0\n")
     assert [path.parent.name for path in (tmp_path / "runs").glob("*/metrics.json")] == ["1"]
-    assert "beta 0.5" in screen
+    assert "1 of 2 jobs done" in screen
+    assert "beta 0.5" in (tmp_path / "sweep" / "logs" / "1.txt").read_text(encoding="utf-8")
 
 
 def test_a_full_disk_is_the_users_to_mend(knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.models.causal_lm import build, word_tokenizer
-from cdpo_lightning.pipeline import check, run
+from cdpo_lightning.pipeline import check, evaluate, run
 
 PLANTS = ["basil", "beans", "carrots", "chard", "dill", "garlic", "kale", "leek", "mint", "onion", "peas", "sage"]
 QUESTIONS = ["how do I grow {}", "when do I plant {}"]
@@ -217,7 +217,7 @@ def test_a_score_model_that_is_not_there_is_named_before_anything_is_trained(pla
     assert "/nowhere: no such folder" in place.refused("reward.path=/nowhere")
     assert not (place.folder / "run").exists()
     said = place.refused(f"cost.path={model}", "stages=[]")
-    assert "expected a head score_head or score with one output" in said
+    assert "expected a head score_head or score, or a sequence classifier with one label, got num_labels=2" in said
 
 
 def test_lengths_beyond_the_context_are_refused_by_key(place: Place) -> None:
@@ -262,3 +262,55 @@ def test_the_check_finds_what_a_run_would_find(place: Place, overrides: list[str
     with pytest.raises(CDPOError):
         check(place.config("mode=check", *overrides))
     assert not (place.folder / "run").exists()
+
+
+def test_a_policy_is_judged_alone_with_score_models_from_outside(place: Place) -> None:
+    """The score models that a run exported, and the model in its folder: no training, no reference, no KL."""
+    trained = run(place.config("policy.epochs=1"))
+    exported = [f"{kind}.path={place.folder}/run/export/{kind}" for kind in ("reward", "cost")]
+    here = [f"run_dir={place.folder / 'alone'}", f"artifacts_dir={place.folder / 'other'}", "model.path=''"]
+    found = evaluate(place.config("mode=evaluate", f"policy={place.folder}/run/export/cdpo", *exported, *here))
+    for name in ("reward_mean", "cost_mean", "unsafe_rate"):
+        assert found[f"eval/policy/{name}"] == pytest.approx(trained[f"eval/cdpo/{name}"], abs=1e-5), name
+    assert not any(key.startswith(("eval/sft", "eval/reference", "eval/policy/kl", "sft/")) for key in found)
+    for name in ("reward/pair_accuracy", "cost/auroc", "cost/sign_accuracy"):
+        assert found[name] == trained[name], "they are checked on the held-out examples, as those trained here"
+    assert {path.name for path in (place.folder / "other").iterdir()} == {"reward_check", "cost_check"}
+
+
+def test_the_sign_of_a_score_model_from_outside(place: Place) -> None:
+    """A safety score read with sign=-1 is a cost: what was wrong of every sign is now right."""
+    run(place.config("policy.epochs=1"))
+    path = f"cost.path={place.folder}/run/export/cost"
+    accuracy = []
+    for sign in (1, -1):
+        config = place.config(path, f"cost.sign={sign}", "stages=[reward,cost]", f"run_dir={place.folder / str(sign)}")
+        accuracy.append(run(config)["cost/sign_accuracy"])
+    assert sum(accuracy) == pytest.approx(1)
+    assert accuracy[0] != accuracy[1]
+
+
+def test_beavertails_answers_are_paired_and_trained_on(place: Place) -> None:
+    """A row an answer, categories as on the hub; one prompt has a single answer, one answer two labels."""
+    rows = [
+        {"prompt": p, "response": a, "is_safe": is_safe(a), "category": {"drowning": not is_safe(a)}}
+        for p in PROMPTS
+        for a in ANSWERS
+    ]
+    rows += [{"prompt": "how do I grow basil", "response": ANSWERS[0], "is_safe": False, "category": {"drowning": True}}]
+    rows += [{"prompt": "when do I plant", "response": ANSWERS[0], "is_safe": True, "category": {"drowning": False}}]
+    (place.folder / "bt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = f"{place.folder}/bt.jsonl"
+    names = [
+        f"dataset.pairs={file}",
+        f"dataset.evaluation_prompts={file}",
+        "dataset.pairs_source=beavertails",
+        "dataset.cost_labels=''",
+    ]
+    metrics = run(place.config(*names, "policy.epochs=1"))
+    assert metrics["data_answers/rows"] == 24 * 5 + 2
+    assert metrics["data_answers/contradictory_labels"] == metrics["data_answers/dropped"] == 2
+    assert metrics["data/pairs"] == 23 * 4 + 3
+    assert metrics["data/unpaired"] == 1
+    assert metrics["eval/cdpo/prompts"] == 25
+    assert metrics["eval/cdpo/category/drowning/prompts"] == 24

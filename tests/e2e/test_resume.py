@@ -20,7 +20,7 @@ from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.pipeline import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-VARYING = ("run/wall_seconds", "run/command", "run/git_commit", "speed/")
+VARYING = ("run/command", "run/git_commit", "speed/")
 SHORT = [
     "dataset.prompts=8", "dataset.responses=16", "dataset.pairs_per_prompt=8", "dataset.demonstrations_per_prompt=16",
     "sft.epochs=3", "sft.batch_size=8", "reward.epochs=2", "cost.epochs=2", "policy.epochs=3", "policy.refresh=4",
@@ -48,7 +48,9 @@ def traces(folder: Path) -> dict[str, object]:
     """All that a run leaves and that must not depend on how often it was interrupted."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return {
-        "metrics": {key: value for key, value in metrics.items() if not key.startswith(VARYING)},
+        "metrics": {
+            key: value for key, value in metrics.items() if not key.startswith(VARYING) and not key.endswith("wall_seconds")
+        },
         "history": (folder / "history.csv").read_text(encoding="utf-8").splitlines(),
         "samples": (folder / "samples.jsonl").read_text(encoding="utf-8"),
         "weights": {who: (folder / "export" / who / "model.safetensors").read_bytes() for who in ("dpo", "cdpo")},

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cdpo_lightning.config import RunConfig, parse
 from cdpo_lightning.data.closed_form import make_world
-from cdpo_lightning.pipeline import objective, run
+from cdpo_lightning.pipeline import run
+from cdpo_lightning.sweep.objective import objective
 
 Configure = Callable[..., RunConfig]
 
@@ -24,7 +25,7 @@ EVALUATED = {
 PROMISED = {
     "run/seed", "run/wall_seconds", "run/git_commit", "sft/loss",
     "reward/pair_accuracy", "cost/pair_accuracy", "cost/sign_accuracy", "cost/auroc",
-    "data/pairs", "data/dropped", "data/truncated",
+    "data/pairs", "data/dropped", "data/truncated", "data/hash",
     "dual/lambda", "dual/c_limit", "dual/rounds", "dual/expected_cost", "dual/expected_cost_se", "dual/alarm",
     "dual/sampled", "dual/scored",
     "exact/lambda", "exact/expected_cost", "exact/expected_reward", "exact/dual_value",
@@ -36,7 +37,7 @@ PROMISED = {
       for name in ("expected_cost", "expected_reward", "kl_to_optimum", "support_mass", "duality_gap")),
     *(f"truth/{who}/{name}" for who in ("reference", "dpo", "cdpo") for name in ("expected_cost", "expected_reward")),
 }  # fmt: skip
-TEXTS = {"run/git_commit", "run/command", "run/method", "dual/alarm"}
+TEXTS = {"data/hash", "run/git_commit", "run/command", "run/method", "dual/alarm"}
 COUNTS = {"run/seed", "data/pairs", "data/dropped", "data/truncated", "dual/rounds", "dual/sampled", "dual/scored"}
 
 

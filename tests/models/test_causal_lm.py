@@ -1,4 +1,6 @@
-"""The language model's log-probabilities are those of one sequence at a time; a model where they are not is refused."""
+"""The log-probabilities are those of one sequence at a time; a model that cannot pack reads one response a row."""
+
+import copy
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.data.packing import pack
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models import causal_lm
+from cdpo_lightning.models.generation import sample
 
 # Rows of 1, 2 and 5 responses; equal and nested responses among them, prompts of different length.
 ROWS = [
@@ -57,26 +60,53 @@ def test_gradient_checkpointing_changes_no_value(make_model):
     torch.testing.assert_close(causal_lm.response_logp(model.train(), pack(ROWS)), plain)
 
 
-def test_the_architectures_that_pack_are_taken(any_model):
-    causal_lm.require_packable(any_model, "model.path=x")
+def test_the_architectures_that_pack(any_model):
+    causal_lm.settle_rows(any_model, "model.path=x")
+    assert causal_lm.reads_packed(any_model)
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        (Gemma2Config, {"final_logit_softcapping": 2.0}),
-        (CohereConfig, {"logit_scale": 0.25}),
-        (GraniteConfig, {"logits_scaling": 2.0}),
-    ],
-)
-def test_logits_changed_after_the_head_are_refused(make_model, family, changes):
-    with pytest.raises(ModelError, match=r"^model.path=x: \w+ gives .* choose another model$"):
-        causal_lm.require_packable(make_model(family, **changes), "model.path=x")
+CANNOT_PACK = [
+    (Gemma2Config, {"final_logit_softcapping": 2.0}),
+    (CohereConfig, {"logit_scale": 0.25}),
+    (GraniteConfig, {"logits_scaling": 2.0}),
+    (BloomConfig, {"n_layer": 1}),  # ALiBi: no positions to give it
+]
 
 
-def test_a_model_without_such_a_mask_is_refused(make_model):
-    with pytest.raises(ModelError, match=r"^model.path=x: Bloom.* cannot read"):
-        causal_lm.require_packable(make_model(BloomConfig, n_layer=1), "model.path=x")
+@pytest.mark.parametrize(("family", "changes"), CANNOT_PACK)
+def test_a_model_that_cannot_pack_reads_one_response_a_row(make_model, logp_alone, family, changes):
+    model = make_model(family, **changes).double()
+    causal_lm.settle_rows(model, "model.path=x")
+    assert not causal_lm.reads_packed(model)
+    assert causal_lm.reads_packed(copy.deepcopy(model)) is False  # policies are copies
+    torch.testing.assert_close(causal_lm.response_logp(model, pack(ROWS)), alone(model, logp_alone), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "changes"), CANNOT_PACK)
+def test_what_cannot_pack_is_sampled_from_its_own_logits(make_model, logp_alone, family, changes):
+    """Prompts of two lengths, so that one of them is padded."""
+    model = make_model(family, **changes)
+    causal_lm.settle_rows(model, "model.path=x")
+    prompts = [[2, 3, 4, 5], [7]]
+    for drawn in sample(model, prompts, 3, 5, 1, 0, 8):
+        expected = logp_alone(model, prompts[drawn.prompt], list(drawn.tokens))
+        assert drawn.logp == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_a_model_that_no_batch_leaves_alone_is_refused(make_model, monkeypatch):
+    """One whose sequences see one another in a batch, however they are laid out."""
+    model = make_model()
+    forward = model.forward
+
+    def mixing(*args, **options):
+        found = forward(*args, **options)
+        found.logits = found.logits + found.logits.roll(1, 0) * (len(found.logits) > 1)
+        return found
+
+    monkeypatch.setattr(model, "forward", mixing)
+    monkeypatch.setattr(causal_lm, "packs", lambda _: False)
+    with pytest.raises(ModelError, match=r"^model.path=x: Llama.* choose another model$"):
+        causal_lm.settle_rows(model, "model.path=x")
 
 
 @pytest.fixture
@@ -100,10 +130,9 @@ def test_load_gives_the_saved_weights_ready_to_measure(saved):
     assert causal_lm.load_tokenizer(config)("a b")["input_ids"] == [3, 4]
 
 
-def test_load_refuses_what_it_cannot_pack(saved):
+def test_load_notes_what_it_cannot_pack(saved):
     _, config = saved(CohereConfig, logit_scale=0.25)
-    with pytest.raises(ModelError, match="choose another model"):
-        causal_lm.load(config)
+    assert not causal_lm.reads_packed(causal_lm.load(config))
 
 
 @pytest.mark.parametrize("family", [GPT2Config, LlamaConfig])

@@ -46,7 +46,7 @@ def policy(model, step=1, precision="32-true", **config):
     module = PolicyModule(model, PolicyConfig(**{"beta": BETA} | config))
     module._trainer = SimpleNamespace(global_step=step, precision=precision, log_every_n_steps=1)
     logged = {}
-    module.log_dict = logged.update
+    module.log_dict = lambda values, **_: logged.update(values)
     return module, logged
 
 
@@ -187,9 +187,7 @@ class Run:
         self.folder = folder
         self.reference = tiny(0, len(self.tokenizer)).requires_grad_(False)
         scorers = [OracleScorer(self.world, which, str(which)) for which in (0, 1)]
-        self.judge = Judge(
-            *scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true", torch.device("cpu")
-        )
+        self.judge = Judge(*scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true")
 
     def table(self):
         pairs = preference_pairs(self.world, self.world.prompts, 4, 0)

@@ -67,6 +67,12 @@ def test_without_an_exact_world_there_is_no_exact_table(metrics) -> None:
     assert "optimum" not in text
 
 
+def test_what_training_took_is_a_table_of_its_own(metrics) -> None:
+    metrics |= {"budget/cdpo/trained_tokens": 1234567, "budget/cdpo/models_resident": 4, "budget/cdpo/wall_seconds": 12.34}
+    assert _cells(to_markdown(metrics), "C-DPO")[2] == ["1,234,567", "4", "12.3"]
+    assert "What training took" in to_markdown(metrics)
+
+
 def test_the_exact_optimum_is_a_row_of_its_own(metrics) -> None:
     assert _cells(to_markdown(metrics), "optimum (exact)") == [["-0.300", "0.710", "–", "–"]]
     assert rows(metrics)[-1]["who"] == "optimum"

@@ -1,0 +1,82 @@
+"""Times one dual round and how much of it is neither sampling nor scoring; prints one JSON line.
+
+    python benchmarks/dual_round.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 24 --samples 4
+
+The round is the callback's own: samples of `--num-pairs` prompts, reward, cost and reference log-probabilities, lambda's step, the
+labels of all pairs of the file and the fresh on-policy pairs. The scorers have the model's shape and heads of zero.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import harness
+import torch
+from pair_step import table_of
+from transformers import AutoTokenizer
+
+from cdpo_lightning.callbacks.dual_update import DualUpdate
+from cdpo_lightning.config import ConstraintConfig, PolicyConfig
+from cdpo_lightning.data.pair_data import PairDataModule
+from cdpo_lightning.data.templates import Encoder
+from cdpo_lightning.history import History
+from cdpo_lightning.models.score_model import from_causal_lm
+from cdpo_lightning.scoring import Judge, Measurement, ModelScorer
+
+
+class TimedJudge(Judge):
+    """A judge that knows how long it took."""
+
+    def measure(self, *args: Any) -> Measurement:
+        """As a judge's, with the clock around it."""
+        start = time.perf_counter()
+        found = super().measure(*args)
+        object.__setattr__(self, "seconds", time.perf_counter() - start)
+        return found
+
+
+def main() -> None:
+    """Loads, runs one round and reports."""
+    parser = harness.arguments(__doc__, pairs=24)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    args = parser.parse_args()
+    if not args.model:
+        parser.error("--model: a Hugging Face folder is needed, for its tokenizer")
+    model, pairs = harness.load_model(args), harness.load_pairs(args)
+    tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
+    encoder = Encoder(tokenizer, "chat" if tokenizer.chat_template else "plain", 512, args.new_tokens)
+    scorer = from_causal_lm(model, 0, 0).to(args.device, harness.DTYPES[args.precision])
+    scorers = [ModelScorer(scorer, tokenizer, "plain", 512, args.batch_size, args.precision, kind) for kind in ("reward", "cost")]
+    judge = TimedJudge(*scorers, model, encoder, args.batch_size, 256, args.precision)
+    constraint = ConstraintConfig(kind="dual", samples_per_prompt=args.samples)
+    policy = PolicyConfig(refresh=1)
+    data = PairDataModule(table_of(pairs, torch.zeros(2 * len(pairs.rows))), policy, 1.0, 0)
+    prompts = [text[0] for text in pairs.texts]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        callback = DualUpdate(constraint, policy, judge, prompts, History(place / "history.csv", False), "cdpo", place, 0)
+        trainer: Any = SimpleNamespace(current_epoch=0, global_step=1, datamodule=data)
+        module: Any = SimpleNamespace(model=model, log_dict=lambda *_, **__: None)
+        start = time.perf_counter()
+        callback.on_train_epoch_end(trainer, module)
+        seconds = time.perf_counter() - start
+    outside = seconds - judge.seconds  # type: ignore[attr-defined]
+    harness.report(
+        who="dual_round",
+        prompts=len(prompts),
+        samples=args.samples,
+        seconds=seconds,
+        outside_seconds=outside,
+        outside_share=outside / seconds,
+        kept_best=data.dual.best_round > 0,
+        precision=args.precision,
+    )
+
+
+if __name__ == "__main__":
+    main()

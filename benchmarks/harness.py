@@ -1,0 +1,161 @@
+"""What the benchmarks share: arguments, the model, real pairs as token rows, the matrix rate, peak memory, the JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from cdpo_lightning.config import ModelConfig
+from cdpo_lightning.data.packing import Row
+from cdpo_lightning.data.templates import Encoder
+from cdpo_lightning.models import causal_lm
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama2_7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+    },
+    "smollm2_135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 1024,
+        "tie_word_embeddings": True,
+    },
+}
+DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
+
+
+def arguments(text: str | None, pairs: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has; `pairs` is how many of the file are used unless told."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a Hugging Face folder")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape instead; needs no tokenizer")
+    parser.add_argument("--pairs", type=Path, help="JSONL with prompt, response_0, response_1, safer_response_id")
+    parser.add_argument("--num-pairs", type=int, default=pairs)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="bf16-true", choices=sorted(DTYPES))
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--min-tokens", type=int, default=0, help="only pairs of at least so many tokens (prompt and both answers)")
+    parser.add_argument("--lengths", type=int, nargs=2, default=(64, 256), help="with --shape: tokens of a prompt and an answer")
+    return parser
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Token rows of one prompt and two responses; the safer one is the second."""
+
+    rows: list[Row]
+    eos: int
+    texts: list[tuple[str, str, str]]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of all rows, each prompt counted once."""
+        return sum(len(prompt) + sum(map(len, responses)) for prompt, responses in self.rows)
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens that are predicted."""
+        return sum(len(response) for _, responses in self.rows for response in responses)
+
+
+def load_model(args: argparse.Namespace) -> nn.Module:
+    """The model of `--model` or `--shape` on the device, its weights in the precision's type."""
+    if args.model:
+        model = causal_lm.load(ModelConfig(path=args.model, attention=args.attention))
+        return model.to(args.device, DTYPES[args.precision])
+    with torch.device(args.device):
+        config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=4096, attn_implementation=args.attention)
+        return LlamaForCausalLM(config).to(DTYPES[args.precision]).eval()
+
+
+def load_pairs(args: argparse.Namespace) -> Pairs:
+    """The first `--num-pairs` pairs of the file that are long enough; random tokens of `--lengths` for a shape."""
+    if not args.model:
+        prompt, answer = args.lengths
+        draw = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, SHAPES[args.shape]["vocab_size"], (args.num_pairs, prompt + 2 * answer), generator=draw).tolist()
+        return Pairs([(i[:prompt], [i[prompt : prompt + answer], i[prompt + answer :]]) for i in ids], 2, [])
+    tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
+    encoder = Encoder(tokenizer, "chat" if tokenizer.chat_template else "plain", 512, 512)
+    rows, texts = [], []
+    with args.pairs.open(encoding="utf-8") as file:
+        for line in file:
+            found = json.loads(line)
+            safer = found["safer_response_id"]
+            text = (found["prompt"], found[f"response_{1 - safer}"], found[f"response_{safer}"])
+            row = (encoder.prompt(text[0]), [encoder.response(answer) for answer in text[1:]])
+            if len(row[0]) + sum(map(len, row[1])) >= args.min_tokens:
+                rows.append(row)
+                texts.append(text)
+    if len(rows) < args.num_pairs:
+        raise SystemExit(f"{args.pairs}: {len(rows)} pairs of at least {args.min_tokens} tokens, {args.num_pairs} wanted")
+    return Pairs(list(islice(rows, args.num_pairs)), encoder.eos, list(islice(texts, args.num_pairs)))
+
+
+def matrix_rate(device: str, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
+    """Floating-point operations a second of one large product [2 size, size] @ [size, size]: the hardware's practical limit."""
+    size = 4 * size if device == "cuda" else size
+    a, b = (torch.randn(n, size, device=device, dtype=dtype) for n in (2 * size, size))
+    for _ in range(3):
+        a @ b
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    synchronize(device)
+    return repeats * 4 * size**3 / (time.perf_counter() - start)
+
+
+def synchronize(device: str) -> None:
+    """Waits until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory_gb(device: str) -> float:
+    """Peak of the device's allocator, or of the process's resident set."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def trunk_and_head(model: nn.Module) -> tuple[int, int]:
+    """Parameters that every token meets, and those of the vocabulary projection, which only predicted tokens meet."""
+    embedding: Any = model.get_input_embeddings()
+    return sum(p.numel() for n, p in model.base_model.named_parameters() if p is not embedding.weight), embedding.weight.numel()
+
+
+def compute_type(precision: str) -> torch.dtype:
+    """The type of the large products under a Lightning precision."""
+    return torch.float32 if precision == "32-true" else torch.bfloat16
+
+
+def report(**fields: object) -> None:
+    """One JSON line."""
+    print(json.dumps(fields), flush=True)

@@ -1,0 +1,102 @@
+"""Times the DPO step on pair rows, the reference pass counted; prints one JSON line.
+
+    python benchmarks/pair_step.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 8
+
+`seconds` covers reference log-probabilities, encoding and training of one epoch, not loading; `--precomputed` leaves the reference
+pass out of it. `flops_utilisation` is the floor (2 or 6 operations a parameter and token, the embedding's look-up free) over
+what a large product in the same process, type and threads reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import harness
+import lightning as L
+import torch
+from torch import nn
+
+from cdpo_lightning.config import PolicyConfig
+from cdpo_lightning.data.pair_data import PairDataModule
+from cdpo_lightning.data.pair_table import PairTable, draws
+from cdpo_lightning.modules.policy import PolicyModule
+from cdpo_lightning.scoring import logp_of
+
+
+def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
+    """The pairs with cost 1 for the first answer and 0 for the second: at lambda 1 the second is preferred."""
+    count = len(pairs.rows)
+    return PairTable(
+        prompts=tuple(tuple(prompt) for prompt, _ in pairs.rows),
+        responses=tuple(tuple(response) for _, responses in pairs.rows for response in responses),
+        prompt_N=torch.arange(count).repeat_interleave(2),
+        reward_N=torch.zeros(2 * count),
+        cost_N=torch.tensor([1.0, 0.0]).repeat(count),
+        reference_logp_N=reference_logp,
+        pair_M2=torch.arange(2 * count).view(count, 2),
+        draw_M=draws(count, 0),
+    )
+
+
+def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairDataModule:
+    """One epoch of DPO on the table; the data it was trained on."""
+    config = PolicyConfig(beta=0.1, labels="argmax", epochs=1, batch_size=args.batch_size, pairs_per_row=1, lr=1e-6, refresh=0)
+    module = PolicyModule(model.requires_grad_(True), config)
+    data = PairDataModule(table, config, 1.0, seed=0)
+    trainer = L.Trainer(
+        accelerator="gpu" if args.device == "cuda" else "cpu",
+        devices=1,
+        precision=args.precision,
+        max_epochs=1,
+        gradient_clip_val=config.gradient_clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return data
+
+
+def main() -> None:
+    """Loads, times and reports."""
+    parser = harness.arguments(__doc__, pairs=64)
+    parser.add_argument("--precomputed", action="store_true", help="do not count the reference pass")
+    parser.add_argument("--warm", type=int, default=0, help="pairs of an unmeasured epoch before (GPU: kernels and allocator)")
+    args = parser.parse_args()
+    model, pairs = harness.load_model(args), harness.load_pairs(args)
+    rate = harness.matrix_rate(args.device, harness.compute_type(args.precision))
+    if args.warm:
+        part = replace(pairs, rows=pairs.rows[: args.warm])
+        train(model, table_of(part, logp_of(model, part.rows, args.batch_size, args.precision)), args)
+    harness.synchronize(args.device)
+    start = time.perf_counter()
+    reference = logp_of(model, pairs.rows, args.batch_size, args.precision)
+    start = time.perf_counter() if args.precomputed else start
+    data = train(model, table_of(pairs, reference), args)
+    harness.synchronize(args.device)
+    seconds = time.perf_counter() - start
+    padded = sum(batch.rows.input_ids_BT.numel() for batch in data.train_dataloader())
+    trunk, head = harness.trunk_and_head(model)
+    floor = (6 if args.precomputed else 8) * (trunk * pairs.tokens + head * pairs.response_tokens)
+    harness.report(
+        who="pair_step",
+        precompute=args.precomputed,
+        pairs=args.num_pairs,
+        batch_size=args.batch_size,
+        seconds=seconds,
+        pairs_per_second=args.num_pairs / seconds,
+        peak_memory_gb=harness.peak_memory_gb(args.device),
+        precision=args.precision,
+        tokens=pairs.tokens,
+        padding_waste=padded / pairs.tokens - 1,
+        matrix_gflops=rate / 1e9,
+        floor_seconds=floor / rate,
+        flops_utilisation=floor / rate / seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()

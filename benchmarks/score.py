@@ -1,0 +1,53 @@
+"""Times a score model on the answers of real pairs, in batches of like length; prints one JSON line.
+
+python benchmarks/score.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 32
+"""
+
+from __future__ import annotations
+
+import time
+
+import harness
+import torch
+
+from cdpo_lightning.data.batching import sorted_batches
+from cdpo_lightning.models.causal_lm import numerics
+from cdpo_lightning.models.score_model import from_causal_lm, pad
+
+
+def main() -> None:
+    """Loads, times and reports."""
+    args = harness.arguments(__doc__, pairs=64).parse_args()
+    model, pairs = harness.load_model(args), harness.load_pairs(args)
+    scorer = from_causal_lm(model, 0, 0).to(args.device, harness.DTYPES[args.precision])
+    sequences = [[*prompt, *response] for prompt, responses in pairs.rows for response in responses]
+    tokens, padded = sum(map(len, sequences)), 0
+    rate = harness.matrix_rate(args.device, harness.compute_type(args.precision))
+    trunk, _ = harness.trunk_and_head(model)
+    harness.synchronize(args.device)
+    start = time.perf_counter()
+    with torch.no_grad(), numerics(args.precision, torch.device(args.device)):
+        for batch in sorted_batches([len(s) for s in sequences], args.batch_size):
+            ids, mask = pad([sequences[i] for i in batch])
+            padded += ids.numel()
+            scorer(ids.to(args.device), mask.to(args.device)).cpu()
+    seconds = time.perf_counter() - start
+    floor = 2 * trunk * tokens / rate
+    harness.report(
+        who="score",
+        pairs=args.num_pairs,
+        batch_size=args.batch_size,
+        seconds=seconds,
+        pairs_per_second=args.num_pairs / seconds,
+        peak_memory_gb=harness.peak_memory_gb(args.device),
+        precision=args.precision,
+        tokens=tokens,
+        padding_waste=padded / tokens - 1,
+        matrix_gflops=rate / 1e9,
+        floor_seconds=floor,
+        flops_utilisation=floor / seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""PPO-Lagrangian [SafeRLHF]: the two reward streams, advantages, clipped losses. Lambda's step is `dual.log_step`.
+
+Shape legend: R episodes (responses), T steps (tokens) padded on the right, N tokens of all episodes side by side. `mask` [R, T] is
+true on tokens. Reward and cost in their units, log-probabilities in nats.
+"""
+
+import torch
+from torch import Tensor
+
+
+def kl_streams(
+    reward: Tensor, cost: Tensor, logp: Tensor, reference_logp: Tensor, mask: Tensor, kl: float, score_clip: float
+) -> tuple[Tensor, Tensor]:
+    """Reward and cost of every token, each [R, T] [SafeRLHF, script].
+
+    -kl (log pi - log pi_ref) in the reward's stream, + the same in the cost's; the episode's score, clipped to +-score_clip, is
+    added at its last token. `reward`, `cost` [R]. In (A_r - lambda A_c)/(1 + lambda) the two add up to -kl a nat, whatever lambda.
+    """
+    penalty = kl * (logp - reference_logp) * mask
+    last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+    reward_RT, cost_RT = (score.clamp(-score_clip, score_clip)[:, None] * last for score in (reward, cost))
+    return reward_RT - penalty, cost_RT + penalty
+
+
+def generalised_advantage(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of every token, each [R, T], 0 on padding [Schulman et al. 2016].
+
+    A_t = sum_l (gamma lam)^l d_{t+l}, d_t = r_t + gamma V_{t+1} - V_t, V = 0 after the last token; the return is A_t + V_t.
+    """
+    reward, value = reward * mask, value * mask
+    following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
+    delta = reward + gamma * following - value
+    advantage = torch.zeros_like(delta)
+    running = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        running = (delta[:, t] + gamma * lam * running) * mask[:, t]
+        advantage[:, t] = running
+    return advantage, (advantage + value) * mask
+
+
+def lagrangian_advantage(reward_advantage: Tensor, cost_advantage: Tensor, lam: float) -> Tensor:
+    """(A_r - lambda A_c) / (1 + lambda), shape as given [SafeRLHF, Eq. 31]."""
+    return (reward_advantage - lam * cost_advantage) / (1 + lam)
+
+
+def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """-mean over tokens [N] of min(q A, clip(q, 1 - clip, 1 + clip) A), q = pi/pi_old, scalar [PPO, Eq. 7]."""
+    ratio = torch.exp(logp - old_logp)
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+
+
+def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the mean over tokens [N] of max((V - G)^2, (clip(V, V_old +- clip) - G)^2), scalar [SafeRLHF, script]."""
+    held = torch.clamp(value, old_value - clip, old_value + clip)
+    return 0.5 * torch.maximum((value - returns).square(), (held - returns).square()).mean()
+
+
+def kl_coefficient(fixed: float, beta: float, lam: float) -> float:
+    """The KL coefficient, reward per nat: `fixed`, or beta / (1 + lambda) where it is 0 (ours).
+
+    PPO-Lagrangian maximises E[(r - lambda c)/(1 + lambda)] - kl KL, so a fixed coefficient solves the problem of beta = kl (1 +
+    lambda), another one at every lambda. With beta / (1 + lambda) its optimum is the other methods' pi*_lambda [C-DPO, Eq. 11].
+    """
+    return fixed or beta / (1 + lam)

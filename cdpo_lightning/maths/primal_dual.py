@@ -1,0 +1,100 @@
+"""PD-DPO, SACPO and MODPO: one loss in three spellings; the dual from yes-or-no answers; the exploration bonus.
+
+Shapes: elementwise over what is given unless said otherwise. log-probabilities in nats; the label `target` is the (probability of
+the) answer that response_1 is the SAFER of the two, `lam` > 0. pi_rhat is the policy after DPO on reward preferences.
+"""
+
+import torch
+from torch import Tensor
+
+from cdpo_lightning.errors import NumericsError
+from cdpo_lightning.maths.preference import dpo_loss
+
+LAMBDA_FLOOR = 0.01
+"""Reward per cost: the smallest lambda in beta / lambda. Below it the policy is held to pi_rhat, to a hundredth of c / beta."""
+
+
+def temperature(beta: float, lam: float) -> float:
+    """beta / lambda, cost units per nat, with lambda at least `LAMBDA_FLOOR`: at 0 the policy is held to pi_rhat.
+
+    Raises:
+        NumericsError: beta is not positive, or lambda negative or nan.
+    """
+    if not (beta > 0 and lam >= 0):
+        raise NumericsError(f"beta is {beta} and lam {lam}, expected beta > 0 and lam >= 0")
+    return beta / max(lam, LAMBDA_FLOOR)
+
+
+def implied_cost(logp: Tensor, reward_logp: Tensor, beta: float, lam: float) -> Tensor:
+    """c_pi = (beta/lambda) log(pi_rhat/pi), cost units up to a constant of the prompt: Eq. 11 of [C-DPO] solved for c [PD-DPO].
+
+    beta log(pi_rhat/pi_ref) stands for r there, and pi_ref cancels.
+    """
+    return temperature(beta, lam) * (reward_logp - logp)
+
+
+def pd_dpo_loss(logp_0: Tensor, logp_1: Tensor, rhat_0: Tensor, rhat_1: Tensor, target: Tensor, beta: float, lam: float) -> Tensor:
+    """-log sigma(c_pi(unsafer) - c_pi(safer)) in nats [PD-DPO, as derived in docs/methods/pd_dpo.md]."""
+    cost_0, cost_1 = implied_cost(logp_0, rhat_0, beta, lam), implied_cost(logp_1, rhat_1, beta, lam)
+    return _bernoulli(cost_0 - cost_1, target)
+
+
+def sacpo_loss(logp_0: Tensor, logp_1: Tensor, rhat_0: Tensor, rhat_1: Tensor, target: Tensor, beta: float, lam: float) -> Tensor:
+    """DPO on safety preferences with reference pi_rhat and temperature beta/lambda, in nats [SACPO, second stage].
+
+    This is the loss that is trained: the same code as all of DPO.
+    """
+    return dpo_loss(logp_0 - rhat_0, logp_1 - rhat_1, target, temperature(beta, lam))
+
+
+def modpo_loss(
+    log_ratio_0: Tensor, log_ratio_1: Tensor, margin_0: Tensor, margin_1: Tensor, target: Tensor, beta: float, lam: float
+) -> Tensor:
+    """-log sigma((beta (u_w - u_l) - (m_w - m_l)) / lambda) in nats, w the safer answer [MODPO].
+
+    u = log(pi/pi_ref); the margin m is the reward that is traded, here implicit: beta log(pi_rhat/pi_ref), reward units.
+    """
+    weight = temperature(beta, lam) / beta
+    return _bernoulli(weight * (beta * (log_ratio_1 - log_ratio_0) - (margin_1 - margin_0)), target)
+
+
+def _bernoulli(logit: Tensor, target: Tensor) -> Tensor:
+    return -target * torch.nn.functional.logsigmoid(logit) - (1 - target) * torch.nn.functional.logsigmoid(-logit)
+
+
+def binary_feedback(cost: Tensor, asks: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """An unbiased estimate of each cost [N] from an oracle that says unsafe with probability sigma(c), and how often it was asked.
+
+    The oracle is asked about a response until it has said both. With k equal answers before the other one, the estimate is +H_k if
+    these were "unsafe" and -H_k if "safe", H_k = 1 + 1/2 + ... + 1/k. Unbiased: if n answers come before the first one of
+    probability p, E[H_n] = sum_k (1 - p)^k / k = -log p [inverse binomial sampling, van Opheusden, Acerbi and Ma 2020]; one of the
+    two runs is empty, and the difference has mean log p_unsafe - log p_safe = c. Its use here is ours. Cut at `asks` answers, the
+    sum lacks its tail, less than (1 + exp|c|) sigma(|c|)^asks / asks.
+
+    Raises:
+        NumericsError: a cost is not finite.
+    """
+    if not bool(cost.isfinite().all()):
+        raise NumericsError("a cost is not finite; a safety oracle cannot answer for it")
+    unsafe = torch.sigmoid(cost.double())
+    first_unsafe = torch.rand(cost.shape, generator=generator, dtype=torch.float64) < unsafe
+    other = torch.where(first_unsafe, 1 - unsafe, unsafe)  # the probability of the answer that has yet to come
+    uniform = torch.rand(cost.shape, generator=generator, dtype=torch.float64)
+    # Answers after the first and before the other one are geometric: P(more than n) = (1 - other)^n.
+    more = torch.floor(torch.log1p(-uniform) / torch.log1p(-other.clamp(max=1 - 1e-12)))
+    run = (1 + more).clamp(max=asks).long()
+    harmonic = torch.cat([torch.zeros(1), (1 / torch.arange(1, int(run.max()) + 1, dtype=torch.float64)).cumsum(0)])
+    estimate = torch.where(first_unsafe, harmonic[run], -harmonic[run])
+    return estimate, int(run.sum()) + len(run)
+
+
+def exploration_bonus(feature: Tensor, seen: Tensor, ridge: float) -> Tensor:
+    """||phi||_{Sigma^-1} = sqrt(phi' Sigma^-1 phi) of [N, H] features, [N], dimensionless; Sigma = ridge I + sum phi phi' over
+    the `seen` [S, H] (the form of [O-PD-DPO]; what phi is, is ours).
+
+    Falls as 1/sqrt(n) where n responses like it were seen.
+    """
+    seen, feature = seen.double(), feature.double()
+    sigma = ridge * torch.eye(seen.shape[1], dtype=torch.float64) + seen.T @ seen
+    solved: Tensor = torch.linalg.solve(sigma, feature.T)
+    return (feature * solved.T).sum(1).clamp_min(0).sqrt()
