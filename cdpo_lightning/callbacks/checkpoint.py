@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from cdpo_lightning import ranks
 from cdpo_lightning.artifacts import grow_older, prune
+from cdpo_lightning.data.batching import ResumableLoader
 from cdpo_lightning.history import History
 
 
@@ -36,8 +37,10 @@ class Checkpoints(Checkpoint):
         self._told = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Between two steps of an epoch; its last step is followed by the dual round and by the end of the epoch."""
+        """Between two steps of an epoch that can go on from there; its last step is followed by the end of the epoch."""
         if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+            return
+        if not isinstance(trainer.train_dataloader, ResumableLoader):  # PPO's batches are of samples that this epoch has drawn
             return
         told = ranks.any_of(self._told)
         if told or (self._every and trainer.global_step % self._every == 0):

@@ -1,6 +1,7 @@
 """Every mistake that can be made in a configuration is refused, with its key; what is composed is what runs."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cdpo_lightning.config import ModelConfig, RunConfig, ScorerConfig, parse, to_yaml
+from cdpo_lightning.config import ModelConfig, RunConfig, ScorerConfig, parse, plain, to_yaml
 from cdpo_lightning.config.parse import no_such_key
 from cdpo_lightning.errors import CDPOError, ConfigError
 
@@ -275,3 +276,11 @@ def test_a_method_that_does_not_go_with_the_constraint_is_refused(default) -> No
 def test_a_value_of_a_methods_groups_that_is_out_of_range_is_refused(default, key, value) -> None:
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         parse(changed(default, key, value))
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["trainer=deepspeed_cpu", "method=o_pd_dpo"], ["model=smollm2_135m", "dataset=pku_saferlhf"]]
+)
+def test_every_rank_reads_the_configuration_that_was_started(overrides: list[str]) -> None:
+    config = parse(composed(*overrides))
+    assert parse(json.loads(json.dumps(plain(config)))) == config

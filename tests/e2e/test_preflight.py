@@ -80,7 +80,7 @@ class Fixed:
 def test_a_cost_model_whose_sign_is_turned_is_refused(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Say, tmp_path: Path, sign: float
 ) -> None:
-    monkeypatch.setattr(preflight, "published_scorer", lambda *_: Fixed(sign))
+    monkeypatch.setattr(preflight, "load_published", lambda *_: Fixed(sign))
     config = configure("mode=check", f"cost.path={tmp_path}", "dataset.scores=oracle")
     if sign > 0:
         check(config)
