@@ -59,7 +59,8 @@ def _start(count: int, folder: Path) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    code = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": code}
     command = [sys.executable, "-m", "cdpo_lightning.launch", str(folder), str(os.getpid()), *sys.argv]
     return [
         # A session of its own: Ctrl-C reaches the ranks through us alone, and once.

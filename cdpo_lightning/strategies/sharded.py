@@ -83,6 +83,8 @@ def _set(parameter: Any, value: Tensor, moment: str | None) -> None:
     if moment is None:
         utils.safe_set_local_fp32_param(parameter, own)
         parameter.ds_tensor.data.copy_(own)
+        if parameter.data.numel() == value.numel():  # a small one, which every rank keeps whole between the steps
+            parameter.data.copy_(value)
     else:
         utils.safe_set_local_optimizer_state(parameter, own, moment)
 
