@@ -60,6 +60,7 @@ class MethodConfig:
 
     name: str = "cdpo"
     baselines: list[str] = field(default_factory=list)
+    baseline_epochs: int = 0  # most epochs of those beside that fit preferences; 0: as many as the run's own
     preferences: str = "scores"  # scores: labels by reward and cost; human: the data's own (dpo, safe_dpo, pd_dpo, sacpo)
     fixed_lambda: float | str = 1.0  # of methods beside that keep lambda: a number, one_shot or exact
     cost_only_lambda: float = 10.0  # lambda of the baseline `cost_only`
@@ -68,6 +69,7 @@ class MethodConfig:
         choice("method.name", self.name, tuple(METHODS))
         for baseline in self.baselines:
             choice("method.baselines", baseline, tuple(METHODS))
+        require(self.baseline_epochs >= 0, "method.baseline_epochs", self.baseline_epochs, "0 (no bound) or more")
         choice("method.preferences", self.preferences, ("scores", "human"))
         require_lambda("method.fixed_lambda", self.fixed_lambda)
         require(self.cost_only_lambda > 0, "method.cost_only_lambda", self.cost_only_lambda, "more than 0")

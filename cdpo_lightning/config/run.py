@@ -142,7 +142,9 @@ class RunConfig:
         """How `who` is trained: the recipe's values in place of the run's."""
         recipe = METHODS[who]
         human = recipe.people and self.method.preferences == "human"
-        policy = {**recipe.policy, "refresh": 0} if human else recipe.policy  # nobody labels the policy's own samples
+        policy = {"epochs": self._epochs_of(who), **recipe.policy}
+        if human:
+            policy["refresh"] = 0  # nobody labels the policy's own samples
         constraint = {"kind": recipe.kind, **recipe.constraint, **self._lambda_of(who)}
         return Plan(
             who=who,
@@ -153,6 +155,11 @@ class RunConfig:
             primal_dual=replace(self.primal_dual, **recipe.primal_dual),  # type: ignore[arg-type]
             ppo=self.ppo,
         )
+
+    def _epochs_of(self, who: str) -> int:
+        """Epochs over pairs: a method beside the run's own may have fewer."""
+        bound = self.method.baseline_epochs if who != self.who else 0
+        return min(self.policy.epochs, bound or self.policy.epochs)
 
     def _lambda_of(self, who: str) -> dict[str, object]:
         """Lambda's start where it is not `constraint`'s: PPO-Lag's own, and the constant of a method beside."""
