@@ -99,7 +99,7 @@ def _supervised_steps(config: RunConfig, corpus: Corpus | None, stage: str) -> s
     if stage != "sft" and not _is_learned(corpus):
         return "the world's truth"
     rows = len((corpus.demonstrations if stage == "sft" else getattr(corpus, stage)).train)
-    return f"{fit.epochs} epochs of {rows:,} examples, about {fit.epochs * math.ceil(rows / fit.batch_size):,} steps"
+    return f"{fit.epochs} epochs of {rows:,} examples, at most {fit.epochs * math.ceil(rows / fit.batch_size):,} steps"
 
 
 def _is_learned(corpus: Corpus) -> bool:

@@ -160,7 +160,7 @@ def test_our_own_fault_keeps_its_traceback(knock: Knock, monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr("cdpo_lightning.pipeline.check", broken)
+    monkeypatch.setattr("cdpo_lightning.launch.check", broken)
     with pytest.raises(ValueError, match="a fault of ours"):
         knock("mode=check", *TINY)
 

@@ -55,7 +55,7 @@ def test_step_0_is_ln_2_and_the_store_is_looked_into(configure: Configure, capsy
     said = capsys.readouterr().out
     assert "loss 0.6931, ln 2 = 0.6931" in said
     assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", said, re.MULTILINE)
-    assert re.search(r"^stage +sft +12 epochs of \d+ examples, about \d+ steps; (not in the store|the store has it)$", said, re.M)
+    assert re.search(r"^stage +sft +12 epochs of \d+ examples, at most \d+ steps; (not in the store|the store has it)$", said, re.M)
 
 
 def test_a_log_probability_that_does_not_fit_is_found(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
