@@ -226,7 +226,7 @@ def _own_inputs(rows: PackedRows) -> dict[str, Any]:
     return {"input_ids": rows.input_ids_BT, "attention_mask": real.long(), "use_cache": False}
 
 
-def _hidden(model: nn.Module, rows: PackedRows) -> Tensor:
+def response_states(model: nn.Module, rows: PackedRows) -> Tensor:
     """The last hidden states that predict the responses' tokens, [N, H]."""
     if reads_packed(model):
         inputs = {"input_ids": rows.input_ids_BT, "attention_mask": rows.mask_B1TT, "position_ids": rows.position_BT}
@@ -239,7 +239,7 @@ def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
     """log pi of every token of the responses, nats, shape [N], the end tokens included."""
     if reads_packed(model):
         head = model.get_output_embeddings()
-        return token_logp(_hidden(model, rows), head.weight, rows.target_N, head.bias)
+        return token_logp(response_states(model, rows), head.weight, rows.target_N, head.bias)
     single = apart(rows)  # the same tokens in the same order
     logits = model(**_own_inputs(single)).logits.flatten(0, 1)[single.source_N]
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -253,7 +253,7 @@ def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
 
 def response_features(model: nn.Module, rows: PackedRows) -> Tensor:
     """The mean of the last hidden states that predict each response's tokens, of unit length, [R, H] (ours)."""
-    picked = _hidden(model, rows).float()
+    picked = response_states(model, rows).float()
     total = picked.new_zeros(rows.responses, picked.shape[1]).index_add(0, rows.response_N, picked)
     return nn.functional.normalize(total, dim=1)  # of the sum as of the mean
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.data.packing import PackedRows
+from cdpo_lightning.models.causal_lm import reads_packed, response_states
 
 
 class ValueModel(nn.Module):
@@ -17,6 +18,7 @@ class ValueModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.backbone: nn.Module = copy.deepcopy(model.base_model).requires_grad_(True)
+        self.backbone.packs = reads_packed(model)
         with torch.random.fork_rng(devices=[]):  # nn.Linear draws what is set to zero at once
             self.head = nn.Linear(model.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
@@ -24,7 +26,4 @@ class ValueModel(nn.Module):
 
     def forward(self, rows: PackedRows) -> Tensor:
         """Values [N], one before each of the rows' response tokens, in reward or cost units."""
-        hidden = self.backbone(
-            input_ids=rows.input_ids_BT, attention_mask=rows.mask_B1TT, position_ids=rows.position_BT, use_cache=False
-        ).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[rows.source_N])[:, 0].float()
+        return self.head(response_states(self.backbone, rows))[:, 0].float()

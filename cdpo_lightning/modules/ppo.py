@@ -60,7 +60,8 @@ class PPOModule(L.LightningModule):
         if batch.demonstrations is not None:
             tokens = len(batch.demonstrations.target_N)
             losses["loss/ptx"] = -c.ptx * response_logp(self.model, batch.demonstrations).sum() / tokens
-        self.log_dict({name: loss.detach() for name, loss in losses.items()})
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict({name: loss.detach() for name, loss in losses.items()})
         return torch.stack(list(losses.values())).sum()
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

@@ -63,6 +63,8 @@ class Rollouts(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[PPOBatch]:
         """The round of the present epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
+        if epoch >= self.ppo.rounds:  # a stage that had ended is resumed: Lightning asks for a loader that it never reads
+            return DataLoader([])
         seed = self.seed * 100_003 + epoch + 1
         prompts = [self.prompts[i] for i in choose_prompts(len(self.prompts), self.constraint.prompts, seed).tolist()]
         measured = self.judge.measure(self.module.model, prompts, self.ppo.samples_per_prompt, seed)

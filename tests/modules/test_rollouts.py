@@ -151,3 +151,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     texts = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "cut")]
     assert texts[0] == texts[1]
     assert parameter_hash(whole.module.model) != parameter_hash(whole.judge.reference)
+    ended, nothing_more = train(tmp_path / "cut", resume=True)
+    assert (ended.dual, nothing_more.tokens) == (whole.dual, spent.tokens)
