@@ -43,7 +43,7 @@ def _model(config: RunConfig, path: str) -> ModelConfig:
 
 
 def _visitor(court: Court, path: str) -> Candidate:
-    """The policy with its own tokenizer; its KL to the reference can be measured only where both read the same tokens, and are two."""
+    """The policy with its own tokenizer; its KL to the reference is measured only where both read the same tokens, and are two."""
     config = court.bench.config
     own = _model(config, path)
     require_context(replace(config, model=own))
