@@ -29,11 +29,12 @@ def alone(config: RunConfig) -> RunConfig:
     return replace(config, stages=stages, model=_model(config, config.judged[0]))
 
 
-def visitors(court: Court) -> dict[str, Candidate]:
-    """The judged policies by name, on the run's device; behind the reference, unless a policy stands for it."""
+def visitors(court: Court) -> list[Candidate]:
+    """The judged policies, on the run's device; behind the reference, which may be SFT, unless a policy stands for it."""
     config = court.bench.config
-    found = {} if _model(config, config.judged[0]) == config.model else {"reference": Candidate(court.reference)}
-    return found | {who: _visitor(court, path) for who, path in zip(config.judges, config.judged, strict=True)}
+    names = ("reference", "sft") if "sft" in config.stages else ("reference",)
+    found = [] if _model(config, config.judged[0]) == config.model else [Candidate(court.reference, names)]
+    return found + [_visitor(court, who, path) for who, path in zip(config.judges, config.judged, strict=True)]
 
 
 def _model(config: RunConfig, path: str) -> ModelConfig:
@@ -42,7 +43,7 @@ def _model(config: RunConfig, path: str) -> ModelConfig:
     return replace(config.model, path=name, gguf_file="", revision=revision or None)
 
 
-def _visitor(court: Court, path: str) -> Candidate:
+def _visitor(court: Court, who: str, path: str) -> Candidate:
     """The policy with its own tokenizer; its KL to the reference is measured only where both read the same tokens, and are two."""
     config = court.bench.config
     own = _model(config, path)
@@ -51,4 +52,4 @@ def _visitor(court: Court, path: str) -> Candidate:
     model = causal_lm.load(own).to(court.bench.device).requires_grad_(False)
     comparable = own != config.model and tokenizer_hash(tokenizer) == tokenizer_hash(court.bench.tokenizer)
     encoder = Encoder(tokenizer, own.template, own.max_prompt_tokens, own.max_response_tokens)
-    return Candidate(model, None if comparable else encoder)
+    return Candidate(model, (who,), None if comparable else encoder)
