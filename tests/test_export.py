@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig
 
 from cdpo_lightning.config import ScorerConfig
+from cdpo_lightning.data.templates import encode_scored
 from cdpo_lightning.export import export_scorer
 from cdpo_lightning.models.causal_lm import word_tokenizer
 from cdpo_lightning.models.published import load_score_model
@@ -27,7 +28,8 @@ def make_scorer():
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
         special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.5}
         torch.manual_seed(0)
-        language_model = AutoModelForCausalLM.from_config(family(**sizes, **special))
+        more = {} if family is GPT2Config else {"num_key_value_heads": 2}
+        language_model = AutoModelForCausalLM.from_config(family(**sizes, **special, **more))
         model = from_causal_lm(language_model, 1, 0).eval()
         torch.nn.init.normal_(model.head.weight)
         return ModelScorer(model.requires_grad_(False), tokenizer, "plain", 64, 2, "32-true", "x", unit=2.5)
@@ -39,18 +41,34 @@ def make_scorer():
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>"], ids=["pad", "pad is eos"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_transformers_reads_the_same_scores(tmp_path: Path, make_scorer, family, pad, side):
-    """One batch, padded by the exported tokenizer; the scores are in units, as the run has them."""
+    """One batch, padded as config.json says; the scores are in units, as the run has them."""
+    if side == "left" and family is GPT2Config:
+        pytest.skip("GPT-2 counts its positions over the padding unless they are given")
     scorer = make_scorer(family, pad)
     export_scorer(scorer, tmp_path / "cost", "cost")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cost", padding_side=side)
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cost", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    rows = [encode_scored(*text, "plain", scorer.tokenizer, 64) for text in TEXTS]
+    length, filler = max(map(len, rows)), model.config.pad_token_id
+    ids = [([filler] * (length - len(r)) + r) if side == "left" else (r + [filler] * (length - len(r))) for r in rows]
+    mask = torch.tensor(ids) != filler
+    with torch.no_grad():
+        found = model.eval()(input_ids=torch.tensor(ids), attention_mask=mask.long()).logits[:, 0]
+    assert found.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"], ids=["pad", "pad is eos"])
+def test_the_exported_tokenizer_goes_with_the_model(tmp_path: Path, make_scorer, pad):
+    """Text in, scores out, with nothing but the folder: what TRL does with the path of a reward model."""
+    scorer = make_scorer(LlamaConfig, pad)
+    export_scorer(scorer, tmp_path / "cost", "cost")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cost")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cost", num_labels=1).eval()
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
     batch = tokenizer([f"{p}\n{r} {tokenizer.eos_token}" for p, r in TEXTS], padding=True, return_tensors="pt")
     with torch.no_grad():
-        found = model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, 0]
-    if side == "left" and family is GPT2Config:
-        pytest.skip("GPT-2 counts its positions over the padding unless they are given")
+        found = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, 0]
     assert found.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
 
 

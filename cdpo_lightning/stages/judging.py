@@ -27,9 +27,10 @@ _SAMPLES = 7_000_003  # added to the run's seed: the evaluation's samples are no
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to judge; one that reads other tokens than the reference brings its encoder, and has no KL to it."""
+    """A policy and the names it goes by; one that reads other tokens than the reference brings its encoder, and has no KL to it."""
 
     model: nn.Module
+    names: tuple[str, ...]
     encoder: Encoder | None = None
 
 
@@ -38,23 +39,23 @@ def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen
     metrics = _exact_metrics(prepared, policies)
     if "evaluate" not in prepared.bench.config.stages:
         return metrics
-    everyone = {names[0]: policy for policy, names in _judged(prepared, policies)}
-    return metrics | judge_by_samples(prepared, {who: Candidate(model) for who, model in everyone.items()}, screen)
+    candidates = [Candidate(policy, tuple(names)) for policy, names in _judged(prepared, policies)]
+    return metrics | judge_by_samples(prepared, candidates, screen)
 
 
-def judge_by_samples(court: Court, candidates: dict[str, Candidate], screen: Screen) -> Metrics:
-    """`eval/<who>/*` of every candidate on the same prompts; the reference stands for SFT too, where it was fine-tuned."""
+def judge_by_samples(court: Court, candidates: list[Candidate], screen: Screen) -> Metrics:
+    """`eval/<who>/*` of every candidate on the same prompts, under each of its names."""
     bench, config = court.bench, court.bench.config
     items = spread(bench.corpus.prompts, config.evaluation.prompts)
     everyone: dict[str, Measurement] = {}
     metrics: Metrics = {}
     with screen.stage("evaluate") as done:
-        for who, one in candidates.items():
+        for one in candidates:
             asked = [item.prompt for item in items]
             measured = court.judge.measure(
                 one.model, asked, config.evaluation.samples_per_prompt, config.seed + _SAMPLES, one.encoder
             )
-            everyone |= dict.fromkeys(_names(court, who), measured)
+            everyone |= dict.fromkeys(one.names, measured)
         for who, measured in everyone.items():
             metrics |= policy_metrics(who, measured, config.constraint.c_limit) | category_metrics(who, measured, items)
         metrics |= compare(everyone, config.seed)
@@ -65,21 +66,17 @@ def judge_by_samples(court: Court, candidates: dict[str, Candidate], screen: Scr
     return metrics | _refusals(court, candidates, screen) | _truthfulness(court, candidates, screen)
 
 
-def _names(court: Court, who: str) -> list[str]:
-    return ["reference", "sft"] if who == "reference" and "sft" in court.bench.config.stages else [who]
-
-
-def _refusals(court: Court, candidates: dict[str, Candidate], screen: Screen) -> Metrics:
+def _refusals(court: Court, candidates: list[Candidate], screen: Screen) -> Metrics:
     """`eval/<who>/refusal/*`, and every response with what the detector said of it in refusals.jsonl."""
     config, metrics, rows = court.bench.config, {}, []  # type: ignore[var-annotated]
     items = spread(court.bench.corpus.refusal_prompts, config.evaluation.prompts)
     if not items:
         return {}
     with screen.stage("refusals") as done:
-        for who, one in candidates.items():
+        for one in candidates:
             asked, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
             samples, texts = court.judge.draw(one.model, asked, count, config.seed + _SAMPLES, one.encoder or court.judge.encoder)
-            for name in _names(court, who):
+            for name in one.names:
                 metrics |= refusal_metrics(name, items, [text for _, text in texts], [s.prompt for s in samples])
                 rows += [
                     {
@@ -97,17 +94,17 @@ def _refusals(court: Court, candidates: dict[str, Candidate], screen: Screen) ->
     return metrics
 
 
-def _truthfulness(court: Court, candidates: dict[str, Candidate], screen: Screen) -> Metrics:
+def _truthfulness(court: Court, candidates: list[Candidate], screen: Screen) -> Metrics:
     """`eval/<who>/truthfulqa/*`."""
     config, metrics = court.bench.config, {}  # type: ignore[var-annotated]
     items, trainer = spread(court.bench.corpus.questions, config.evaluation.prompts), config.trainer
     if not items:
         return {}
     with screen.stage("truthfulqa") as done:
-        for who, one in candidates.items():
+        for one in candidates:
             encoder = one.encoder or court.judge.encoder
             found = truthfulqa_metrics(one.model, encoder, items, trainer.inference_batch, trainer.precision)
-            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in _names(court, who) for key, value in found.items()}
+            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in one.names for key, value in found.items()}
         done({"questions": len(items)})
     return metrics
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from cdpo_lightning.config import RunConfig
+from cdpo_lightning.config import ModelConfig, RunConfig
 from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models import causal_lm
@@ -25,23 +26,30 @@ def alone(config: RunConfig) -> RunConfig:
         if not getattr(config, kind).path:
             raise ConfigError(f"{kind}.path is empty: to judge policy=FOLDER without a model.path, name the score models to use")
     stages = [stage for stage in config.stages if stage != "sft"]
-    return replace(config, stages=stages, model=replace(config.model, path=config.judged[0], gguf_file=""))
+    return replace(config, stages=stages, model=_model(config, config.judged[0]))
 
 
-def visitors(court: Court) -> dict[str, Candidate]:
-    """The judged policies by name, each on the run's device; behind the reference, unless a policy stands for it."""
+def visitors(court: Court) -> list[Candidate]:
+    """The judged policies, on the run's device; behind the reference, which may be SFT, unless a policy stands for it."""
     config = court.bench.config
-    found = {} if config.model.path == config.judged[0] else {"reference": Candidate(court.reference)}
-    return found | {who: _visitor(court, path) for who, path in zip(config.judges, config.judged, strict=True)}
+    names = ("reference", "sft") if "sft" in config.stages else ("reference",)
+    found = [] if _model(config, config.judged[0]) == config.model else [Candidate(court.reference, names)]
+    return found + [_visitor(court, who, path) for who, path in zip(config.judges, config.judged, strict=True)]
 
 
-def _visitor(court: Court, path: str) -> Candidate:
-    """A policy with its own tokenizer; KL to the reference only where both read the same tokens, and are two."""
+def _model(config: RunConfig, path: str) -> ModelConfig:
+    """The folder, or `owner/name@revision`, in the place of the run's model: same template, same lengths."""
+    name, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
+    return replace(config.model, path=name, gguf_file="", revision=revision or None)
+
+
+def _visitor(court: Court, who: str, path: str) -> Candidate:
+    """The policy with its own tokenizer; its KL to the reference is measured only where both read the same tokens, and are two."""
     config = court.bench.config
-    own = replace(config.model, path=path, gguf_file="", revision=None)
+    own = _model(config, path)
     require_context(replace(config, model=own))
     tokenizer = causal_lm.load_tokenizer(own)
     model = causal_lm.load(own).to(court.bench.device).requires_grad_(False)
-    comparable = config.model.path != path and tokenizer_hash(tokenizer) == tokenizer_hash(court.bench.tokenizer)
+    comparable = own != config.model and tokenizer_hash(tokenizer) == tokenizer_hash(court.bench.tokenizer)
     encoder = Encoder(tokenizer, own.template, own.max_prompt_tokens, own.max_response_tokens)
-    return Candidate(model, None if comparable else encoder)
+    return Candidate(model, (who,), None if comparable else encoder)

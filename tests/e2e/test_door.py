@@ -198,3 +198,14 @@ def test_a_whole_run_in_a_process_of_its_own_is_silent_on_standard_error(tmp_pat
     assert "real_accelerator" not in found.stdout
     assert "WARNING" not in found.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "store"]
+
+
+@pytest.mark.slow
+def test_a_folder_is_judged_from_the_command_line(knock: Knock, tmp_path: Path) -> None:
+    """Nothing is trained twice: the score models and SFT come from the store of the first run."""
+    assert knock(*TINY, "run_dir=first")[0] == 0
+    status, screen, said = knock(*TINY, "run_dir=second", "mode=evaluate", "policy=first/export/cdpo")
+    assert (status, said) == (0, "")
+    assert re.search(r"^policy +\S+ ± ", screen, re.MULTILINE), screen
+    assert (tmp_path / "second" / "samples.jsonl").exists()
+    assert knock(*TINY, "run_dir=third", "mode=evaluate")[0] == 2

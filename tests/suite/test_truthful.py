@@ -1,5 +1,6 @@
 """TruthfulQA's multiple choice, against each option read by itself by the plain model."""
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_smollm2_on_fifty_real_questions():
     items = multiple_choice(str(DATA / "truthfulqa/mc_task.json"))[:50]
     encoder = Encoder(tokenizer, "chat", 128, 96)
 
+    @functools.cache
     def alone(question: str, option: str) -> float:
         turns = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
