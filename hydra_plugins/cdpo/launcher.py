@@ -142,8 +142,9 @@ def _forwarded(hydra: DictConfig, overrides: list[str], number: int, folder: Pat
 
 def _quoted(value: str) -> str:
     """The text as a value of Hydra's grammar."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return value if re.fullmatch(r"[\w./-]+", value) else f"'{escaped}'"
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a backslash counts only before a quote, and the last one is before ours
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return value if re.fullmatch(r"[\w./-]+", value, re.ASCII) else f"'{escaped}'"
 
 
 def _threads(places: int) -> dict[str, str | None]:
