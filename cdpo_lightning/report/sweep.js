@@ -292,7 +292,7 @@ function table(points) {
   document.querySelector("#results table").replaceChildren(node("thead", {}, head), body);
 }
 function toCsv() {
-  const quote = v => v === null || v === undefined ? "" : /[",\n]/.test(String(v)) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
+  const quote = v => v === null || v === undefined ? "" : typeof v === "number" ? String(+v.toPrecision(6)) : /[",\n]/.test(String(v)) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
   const lines = [shownColumns.map(([title]) => quote(title)), ...shownRows.map(p => shownColumns.map(([, get]) => quote(get(p))))];
   return lines.map(line => line.join(",")).join("\n") + "\n";
 }
