@@ -186,6 +186,20 @@ def test_a_grid_shares_what_is_made_and_goes_on_where_it_was(tmp_path: Path) -> 
     assert yaml.safe_load((tmp_path / "sweep" / "2" / "config.yaml").read_text())["policy"]["beta"] == 0.2
 
 
+@pytest.mark.slow
+def test_two_jobs_of_two_deepspeed_ranks_each(tmp_path: Path) -> None:
+    """Four processes side by side: no port, store or W&B run is shared by mistake, and each job's log is whole."""
+    words = ["-m", *TINY, "dataset.scores=oracle", "trainer=deepspeed_cpu", "policy.beta=0.3,0.5", "logger=wandb"]
+    done = sweep(tmp_path, *words, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert len(list(tmp_path.glob("sweep/*/wandb/offline-run-*"))) == 2
+    for number, beta in enumerate(("0.3", "0.5")):
+        text = (tmp_path / "sweep" / "logs" / f"{number}.txt").read_text(encoding="utf-8")
+        assert text.count(f"beta {beta}, seed 0") == 1, text
+        assert re.search(rf"sweep/{number}   \(\d+ s\)\n$", text), text
+        assert json.loads((tmp_path / "sweep" / str(number) / "metrics.json").read_text())["dual/rounds"] == 1
+
+
 def readme_commands() -> list[str]:
     """The commands of the README's section on sweeps."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
