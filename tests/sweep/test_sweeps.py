@@ -208,6 +208,13 @@ def readme_commands() -> list[str]:
     return [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("python ")]
 
 
+ONE_JOB = {
+    "+sweep=beta_c_limit": ["policy.beta=0.3", "constraint.c_limit=-0.5"],
+    "+sweep=lambda_updates": ["constraint.update=newton", "constraint.lambda_lr=0.5"],
+    "+sweep=methods": ["method=cdpo", "policy.beta=0.3"],
+}
+
+
 def test_the_readme_has_commands() -> None:
     assert len(readme_commands()) >= 8
 
@@ -230,5 +237,6 @@ def test_every_command_of_the_readme_runs(command: str, tmp_path: Path, make_swe
         check = [] if any("hydra/sweeper=search" in word for word in words) else ["mode=check"]
         if any(word in ("hydra/launcher=slurm", "hydra/launcher=ray") for word in words):
             check = ["--cfg", "hydra"]
-        done = sweep(tmp_path, *words, *TINY, *check)
+        one = [value for word in words for value in ONE_JOB.get(word, [])]
+        done = sweep(tmp_path, *words, *one, *TINY, *check)
     assert done.returncode == 0, done.stdout + done.stderr
