@@ -70,7 +70,8 @@ function visible() {
 function look(point) {
   const all = choices(state.colour), at = all.indexOf(value(point, state.colour));
   const own = state.colour === "method" ? data.colours[point.who] : null;
-  if (!point.main) return {colour: data.colours[point.who], shape: "cross"};
+  // Beside runs coloured by another key a baseline is grey, or its colour would be taken for a value of that key.
+  if (!point.main) return {colour: state.colour === "method" ? data.colours[point.who] : "#7a7a7a", shape: point.who === "reference" ? "plus" : "cross"};
   const spread = all.length > PALETTE.length && all.every(x => typeof x === "number");
   return {colour: spread ? `hsl(${250 - 210 * at / (all.length - 1)} 75% 42%)` : own || PALETTE[at % PALETTE.length], shape: SHAPES[at % SHAPES.length]};
 }
@@ -291,7 +292,7 @@ function table(points) {
   document.querySelector("#results table").replaceChildren(node("thead", {}, head), body);
 }
 function toCsv() {
-  const quote = v => v === null || v === undefined ? "" : /[",\n]/.test(String(v)) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
+  const quote = v => v === null || v === undefined ? "" : typeof v === "number" ? String(+v.toPrecision(6)) : /[",\n]/.test(String(v)) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
   const lines = [shownColumns.map(([title]) => quote(title)), ...shownRows.map(p => shownColumns.map(([, get]) => quote(get(p))))];
   return lines.map(line => line.join(",")).join("\n") + "\n";
 }

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdpo_lightning.report.style import GREEN, INK, QUIET, STYLE, VERMILLION, colour_of
+from cdpo_lightning.report.style import GREEN, INK, QUIET, STYLE, VERMILLION
 from cdpo_lightning.report.sweep_data import exact_frontiers
 from cdpo_lightning.report.sweep_load import Point, Sweep
 from cdpo_lightning.report.wording import name_of
@@ -71,7 +71,7 @@ def _baselines(axes: Axes, sweep: Sweep) -> None:
     for who in sorted({point["who"] for point in sweep.points if not point["main"]}):
         places = {(point["cost"][0], point["reward"][0]) for point in sweep.points if point["who"] == who and not point["main"]}
         cost, reward = zip(*sorted(places), strict=True)
-        axes.plot(cost, reward, "x", ms=6, color=colour_of(who), label=name_of(who), zorder=3)
+        axes.plot(cost, reward, "+" if who == "reference" else "x", ms=7, color=QUIET, label=name_of(who), ls="", zorder=3)
 
 
 def _limits(axes: Axes, sweep: Sweep) -> None:

@@ -24,8 +24,8 @@ class LivePage:
         start = time.monotonic()
         if start < self._next and not final:
             return
-        if not any(self._folder.rglob("metrics.json")) and not final:
-            return
+        if not any(self._folder.glob("*/metrics.json")):
+            return  # nothing to show, or not here: jobs with a run_dir of their own have their pages there
         try:
             build_sweep([self._folder], self._folder / "report", live=not final)
         except CDPOError as error:

@@ -94,6 +94,8 @@ def start(job: Job, slots: Sequence[str]) -> Running:
 def end(running: Sequence[Running]) -> None:
     """Ends all of them: asks first, and kills only what does not end."""
     for number, seconds in PATIENCE:
+        if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # started in the background: the jobs ignore it as this process does
         for one in running:
             one.signal(number)
         until = time.monotonic() + seconds

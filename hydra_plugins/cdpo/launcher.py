@@ -95,7 +95,10 @@ class ProcessLauncher(Launcher):
             folder=place,
             log=_log(folder, number),
             command=(*_program(hydra), *_forwarded(hydra, overrides, number, folder), f"run_dir={_quoted(str(place))}", *watched),
-            environment={**_threads(self._places), **{k: str(v) for k, v in hydra.job.env_set.items()}},
+            environment={
+                **_threads(self._places * (1 if devices else config.trainer.processes)),
+                **{k: str(v) for k, v in hydra.job.env_set.items()},
+            },
             devices=devices,
         )
         return job, config
@@ -142,15 +145,16 @@ def _forwarded(hydra: DictConfig, overrides: list[str], number: int, folder: Pat
 
 def _quoted(value: str) -> str:
     """The text as a value of Hydra's grammar."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return value if re.fullmatch(r"[\w./-]+", value) else f"'{escaped}'"
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a backslash counts only before a quote, and the last one is before ours
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return value if re.fullmatch(r"[\w./-]+", value, re.ASCII) else f"'{escaped}'"
 
 
-def _threads(places: int) -> dict[str, str | None]:
-    """Jobs that run side by side share the cores, unless the user said otherwise."""
-    if places == 1 or "OMP_NUM_THREADS" in os.environ:
+def _threads(processes: int) -> dict[str, str | None]:
+    """Processes that run side by side share the cores, unless the user said otherwise."""
+    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
 
 
 def _again(folder: Path) -> str:

@@ -44,7 +44,7 @@ class SearchSweeper(Sweeper):
         """Runs trials until so many have ended, those first that an earlier search left unfinished."""
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(arguments)
         space = {override.get_key_element(): distribution(override) for override in overrides if override.is_sweep_override()}
-        fixed = [override.input_line for override in overrides if not override.is_sweep_override()]
+        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         if not space:
             raise ConfigError(
                 "hydra/sweeper=search: nothing to search; give a key values or an interval, policy.beta=interval(0.1,1)"
@@ -104,7 +104,7 @@ def open_study(path: Path, seed: int) -> Study:
         raise ConfigError("hydra/sweeper=search: optuna is not installed; try: pip install -e '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    sampler = optuna.samplers.TPESampler(seed=seed, constraints_func=lambda trial: [trial.user_attrs.get(_VIOLATION, 0.0)])
+    sampler = optuna.samplers.TPESampler(seed=seed)
     return optuna.create_study(study_name="search", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True)
 
 
@@ -122,6 +122,7 @@ def tell(study: Study, trial: FrozenTrial, job: JobReturn) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
         return
     open_trial = Trial(study, trial._trial_id)
+    open_trial.set_constraint(_VIOLATION, cost - limit)  # by which Optuna proposes
     open_trial.set_user_attr(_VIOLATION, cost - limit)
     open_trial.set_user_attr("folder", str(folder))
     study.tell(open_trial, reward)

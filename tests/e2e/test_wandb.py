@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,16 @@ def records_of(path: Path) -> Iterator[bytes]:
             parts = b""
 
 
+def nested(items: Any) -> dict[str, Any]:
+    """Names and values; a table or an image is a mapping, of which each part is an item of its own."""
+    found: dict[str, Any] = {}
+    for item in items:
+        first, *rest = item.nested_key or [item.key]
+        place, name = (found.setdefault(first, {}), rest[-1]) if rest else (found, first)
+        place[name] = json.loads(item.value_json)
+    return found
+
+
 class OfflineRun:
     """One `run-*.wandb` file: its records by kind."""
 
@@ -44,8 +55,7 @@ class OfflineRun:
 
     @property
     def history(self) -> list[dict]:
-        rows = self.kind("history")
-        return [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item} for row in rows]
+        return [nested(row.item) for row in self.kind("history")]
 
     @property
     def axes(self) -> dict[str, str]:

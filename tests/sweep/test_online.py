@@ -39,7 +39,6 @@ def environment(stub: Stub, home: Path) -> dict[str, str]:
         "WANDB_API_KEY": "0" * 40,
         "WANDB_MODE": "online",
         "HOME": str(home),
-        "PYTHONPATH": str(ROOT),
     }
     return {**os.environ, **own, "NO_PROXY": "127.0.0.1", "WANDB_ERROR_REPORTING": "false"}
 

@@ -116,11 +116,12 @@ def test_a_number_is_never_given_to_another(tmp_path: Path) -> None:
 
 
 LAUNCHER = """
-import sys
+import signal, sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_schedule import job, run
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would ignore
 try:
     run(folder, [job(folder, n, seconds) for n, seconds in enumerate((0, 1.5, {long}))])
 except KeyboardInterrupt:
@@ -142,7 +143,7 @@ def launcher(folder: Path, long: float) -> subprocess.Popen:
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
     process = launcher(tmp_path, 600)
     process.send_signal(how)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=120) == 130
     with (tmp_path / "logs" / "2.lock").open() as lock:
         assert not running(int(lock.read()))
     assert states(tmp_path)[2] == "waiting"
@@ -190,6 +191,7 @@ def test_the_screen_says_how_far_it_is(tmp_path: Path) -> None:
         time.sleep(0.01)
     lines = SweepScreen(tmp_path, 4, 2).lines([one], [Ended(job(tmp_path, 0), 0, 100.0), Ended(job(tmp_path, 3), 1, 1.0)])
     one.signal(signal.SIGKILL)
+    one._process.wait()
     assert lines[0].startswith("2 of 4 jobs · 1 running · 1 failed · ")
     assert lines[0].endswith(" · about 100 s left") or "about 2 min left" in lines[0]
     assert lines[1] == "    1  at work"
