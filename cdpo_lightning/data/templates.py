@@ -87,6 +87,10 @@ class Encoder:
         """Ids of the response and the eos. Too long, it loses its end and with it the eos: it is not finished."""
         return tuple(encode_response(text, self.tokenizer)[: self.max_response])
 
+    def as_read(self, text: str) -> str:
+        """The response as far as its tokens go: itself, unless it is cut."""
+        return self.decode(self.response(text)) if self.is_cut(None, text) else text
+
     def decode(self, tokens: tuple[int, ...]) -> str:
         """The text of sampled tokens: special ones in the middle are shown, an eos at the end is not."""
         shown = tokens[:-1] if tokens[-1:] == (self.eos,) else tokens

@@ -51,7 +51,8 @@ def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[Pref
     prompt_number = {prompt: i for i, prompt in enumerate(prompts)}
     ids = [bench.encoder.response(response) for _, response in texts]
     prompt_ids = tuple(bench.encoder.prompt(prompt) for prompt in prompts)
-    reward, cost, logp = constants(texts, [(prompt_ids[prompt_number[p]], [r]) for (p, _), r in zip(texts, ids, strict=True)])
+    rows: list[Row] = [(prompt_ids[prompt_number[p]], [r]) for (p, _), r in zip(texts, ids, strict=True)]
+    reward, cost, logp = constants([(p, bench.encoder.as_read(r)) for p, r in texts], rows)  # of what the policy learns to write
     ends = [[number[p.prompt, r] for r in p.responses] for p in pairs]
     differs = [ids[first] != ids[second] for first, second in ends]
     different = [pair for pair, kept in zip(ends, differs, strict=True) if kept]
