@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.data.corpus import ScoreExample
+from cdpo_lightning.files import whole_file
 from cdpo_lightning.maths.statistics import (
     auroc,
     clustered_mean,

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from cdpo_lightning.artifacts import beside, written
 from cdpo_lightning.config import RunConfig
+from cdpo_lightning.files import beside, written
 from cdpo_lightning.models import adapters
 from cdpo_lightning.models.score_model import ScoreModel
 from cdpo_lightning.scoring import ModelScorer, Scorer

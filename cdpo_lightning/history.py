@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import whole_file
+from cdpo_lightning.files import whole_file
 
 _FIRST = ("stage", "who", "epoch", "step", "round")
 

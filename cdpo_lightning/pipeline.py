@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from cdpo_lightning import ranks, report
-from cdpo_lightning.artifacts import write_json
 from cdpo_lightning.callbacks.wandb_run import publish, watched
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.export import export_policy, export_scorer
+from cdpo_lightning.files import write_json
 from cdpo_lightning.models.causal_lm import resolve_precision
 from cdpo_lightning.run_folder import find_run, git_commit
 from cdpo_lightning.stages.judging import judge_all, judge_by_samples

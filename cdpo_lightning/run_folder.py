@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import TEMPORARY, whole_file
 from cdpo_lightning.config import RunConfig, to_yaml
 from cdpo_lightning.errors import ConfigError
+from cdpo_lightning.files import TEMPORARY, whole_file
 
 
 def git_commit() -> str:

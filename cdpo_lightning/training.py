@@ -21,12 +21,12 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import newest, whole_file
 from cdpo_lightning.callbacks import wandb_run
 from cdpo_lightning.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import LoggerConfig, TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
+from cdpo_lightning.files import newest, whole_file
 from cdpo_lightning.history import History
 from cdpo_lightning.strategies import hardware
 

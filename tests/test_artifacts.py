@@ -13,19 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdpo_lightning.artifacts import (
-    Ledger,
-    Store,
-    StoreWarning,
-    digest,
-    grow_older,
-    newest,
-    prune,
-    whole_file,
-    whole_folder,
-    write_json,
-)
+from cdpo_lightning.artifacts import Ledger, Store, StoreWarning, digest
 from cdpo_lightning.errors import StorageError
+from cdpo_lightning.files import grow_older, newest, prune, whole_file, whole_folder, write_json
 
 MADE_OF = {"scorer": "abc", "rows": "def", "precision": "32-true"}
 TENSORS = {"score": torch.linspace(0, 1, 7, dtype=torch.float64), "count": torch.arange(3)}
@@ -151,7 +141,7 @@ def test_where_there_are_no_locks_another_run_may_store_the_same_meanwhile(store
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("cdpo_lightning.artifacts.fcntl.flock", no_locks)
+    monkeypatch.setattr("cdpo_lightning.files.fcntl.flock", no_locks)
 
     def make():
         get(Store(tmp_path / "artifacts", store.ledger))

@@ -11,8 +11,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import grow_older, prune
 from cdpo_lightning.data.batching import ResumableLoader
+from cdpo_lightning.files import grow_older, prune
 from cdpo_lightning.history import History
 
 

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
 from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.pair_data import DualState, PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws, label_flips
+from cdpo_lightning.files import whole_file
 from cdpo_lightning.history import History
 from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.config import RunConfig
+from cdpo_lightning.files import whole_file
 
 STEP, ROUND = "trainer/global_step", "dual/round"
 _CURVES = ("loss", "epoch", "logp/*", "implicit_reward/*")

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from cdpo_lightning import ranks
-from cdpo_lightning.artifacts import whole_file
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import spread
 from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.evaluation import Metrics, policy_metrics, sample_rows, write_jsonl
 from cdpo_lightning.exact import ExactProblem, all_rows, all_texts
+from cdpo_lightning.files import whole_file
 from cdpo_lightning.scoring import Measurement
 from cdpo_lightning.stages.prepare import Court, Prepared, constants_from
 from cdpo_lightning.suite.categories import category_metrics

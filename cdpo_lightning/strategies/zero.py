@@ -21,8 +21,8 @@ from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
-from cdpo_lightning.artifacts import whole_folder
 from cdpo_lightning.config import TrainerConfig
+from cdpo_lightning.files import whole_folder
 from cdpo_lightning.strategies import sharded
 
 

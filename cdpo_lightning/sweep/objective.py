@@ -8,9 +8,9 @@ from typing import Any
 from cdpo_lightning.config import RunConfig
 
 
-def objective(config: RunConfig, metrics: Mapping[str, Any]) -> float | None:
-    """The run's E[reward] if its E[cost] meets the limit, else minus infinity; None if not evaluated."""
-    reward, cost = (metrics.get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
+def objective(config: RunConfig, metrics: Mapping[str, Any] | None) -> float | None:
+    """The run's E[reward] if its E[cost] meets the limit, else minus infinity; None if nothing was evaluated."""
+    reward, cost = ((metrics or {}).get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
     if not isinstance(reward, float) or not isinstance(cost, float):
         return None
     return reward if cost <= config.constraint.c_limit else -float("inf")

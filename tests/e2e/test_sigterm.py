@@ -36,7 +36,7 @@ def configured(configuration: Configured) -> Configured:
 def traces(folder: Path) -> dict[str, object]:
     metrics = json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
     return {
-        "metrics": {k: v for k, v in metrics.items() if not k.startswith(("run/", "speed/"))},
+        "metrics": {k: v for k, v in metrics.items() if not k.startswith(("run/", "speed/")) and not k.endswith("wall_seconds")},
         "history": (folder / "run/history.csv").read_text(encoding="utf-8").splitlines(),
         "weights": (folder / "run/export/cdpo/model.safetensors").read_bytes(),
     }

@@ -144,6 +144,7 @@ def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path: Path, how: sign
     process = launcher(tmp_path, 600)
     process.send_signal(how)
     assert process.wait(timeout=120) == 130
+    process.stderr.close()
     with (tmp_path / "logs" / "2.lock").open() as lock:
         assert not running(int(lock.read()))
     assert states(tmp_path)[2] == "waiting"
