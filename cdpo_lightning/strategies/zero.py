@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """As Lightning's, which hands over the number of a GPU also where there is none."""
         import deepspeed
 
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # DeepSpeed insists, also where there is one process
         engine, sharded, _, _ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=self.local_rank),
             config=self.config,
