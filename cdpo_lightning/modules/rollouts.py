@@ -68,7 +68,7 @@ class Rollouts(L.LightningDataModule):
         if (
             epoch < self.dual.round
         ):  # resumed, Lightning asks for the last round's too, counts it and lets it go: not to be stepped twice
-            return DataLoader([None])  # type: ignore[list-item]
+            return DataLoader([None])
         seed = self.seed * 100_003 + epoch + 1
         prompts = [self.prompts[i] for i in choose_prompts(len(self.prompts), self.constraint.prompts, seed).tolist()]
         measured = self.judge.measure(self.module.model, prompts, self.ppo.samples_per_prompt, seed)

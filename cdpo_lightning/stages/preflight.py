@@ -66,6 +66,8 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
             _rows(bench, screen)
             _step_0(bench, screen)
             _cost_sign(bench, screen)
+    if tokenizer is None or corpus is None:
+        screen.say("rows, step 0 and cost sign not checked: they need the tokenizer and the data")
     shape = memory.shape_of(config.model, len(tokenizer) if tokenizer is not None else None)
     if shape is None:
         screen.say("memory     not checked: neither the model's description nor model.architecture.vocab_size is known here")

@@ -38,7 +38,7 @@ def test_the_plan_of_llama_on_a_machine_without_gpu_network_and_weights(
         choices = ["+experiment=llama2_cdpo", "trainer=deepspeed_zero3", f"run_dir={tmp_path / 'run'}"]
         check(parse(compose("config", choices)))
     said = capsys.readouterr().out
-    for what in ("hardware", "data", "tokenizer", "cost sign"):
+    for what in ("hardware", "data", "tokenizer", "rows, step 0 and cost sign"):
         assert re.search(rf"^{what} +not checked: ", said, re.MULTILINE), what
     assert "6.74 billion parameters, 100% trained; GB on each of 8 ranks" in said
     table = {name: [float(x) for x in re.findall(r"[\d.]+", rest)] for name, rest in re.findall(r"^ {11}(\w+) (.*)$", said, re.M)}

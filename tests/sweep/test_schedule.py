@@ -88,7 +88,7 @@ def test_at_most_so_many_at_a_time(tmp_path: Path) -> None:
 def test_devices_are_shared_out(tmp_path: Path) -> None:
     run(tmp_path, [job(tmp_path, n, 0.3, devices=d) for n, d in enumerate((1, 1, 2, 0))], places=4, devices=("4", "7"))
     assert {starts(tmp_path, 0)[0], starts(tmp_path, 1)[0]} == {"4", "7"}
-    assert starts(tmp_path, 2) == ["4,7"]
+    assert starts(tmp_path, 2) in (["4,7"], ["7,4"])
     assert starts(tmp_path, 3) == [os.environ.get("CUDA_VISIBLE_DEVICES", "")]
 
 
