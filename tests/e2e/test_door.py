@@ -206,6 +206,6 @@ def test_a_folder_is_judged_from_the_command_line(knock: Knock, tmp_path: Path) 
     assert knock(*TINY, "run_dir=first")[0] == 0
     status, screen, said = knock(*TINY, "run_dir=second", "mode=evaluate", "policy=first/export/cdpo")
     assert (status, said) == (0, "")
-    assert re.search(r"^policy +\S+ ± ", screen, re.MULTILINE), screen
+    assert re.search(r"^ *policy +\S+ ± ", screen, re.MULTILINE), screen
     assert (tmp_path / "second" / "samples.jsonl").exists()
     assert knock(*TINY, "run_dir=third", "mode=evaluate")[0] == 2

@@ -95,8 +95,10 @@ def test_two_ranks_compute_what_one_process_computes(one: Path, tmp_path: Path, 
     assert column(tmp_path, "dual/label_flips").equal(column(one, "dual/label_flips"))
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-4)
-    samples = [json.loads(line)["response"] for line in (one / "run/samples.jsonl").open(encoding="utf-8")]
-    assert [json.loads(line)["response"] for line in (tmp_path / "run/samples.jsonl").open(encoding="utf-8")] == samples
+    samples = [json.loads(line)["response"] for line in (one / "run/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [
+        json.loads(line)["response"] for line in (tmp_path / "run/samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == samples
 
 
 def test_accumulated_batches_are_stepped_alike(tmp_path: Path) -> None:
