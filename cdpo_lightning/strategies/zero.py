@@ -119,6 +119,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         )
         return engine, sharded
 
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Nothing: the boundary below says when gradients are exchanged, and from ZeRO-2 on they must be at every batch."""
+        yield
+
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Says whether this is the last batch before a step."""
         loop = self.lightning_module.trainer.fit_loop  # type: ignore[union-attr]
