@@ -16,13 +16,15 @@ from dataclasses import replace
 import harness
 import lightning as L
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 
-from cdpo_lightning.config import PolicyConfig
+from cdpo_lightning.config import PolicyConfig, TrainerConfig
 from cdpo_lightning.data.pair_data import PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.modules.policy import PolicyModule
 from cdpo_lightning.scoring import logp_of
+from cdpo_lightning.strategies import hardware
 
 
 def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
@@ -45,10 +47,9 @@ def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairD
     config = PolicyConfig(beta=0.1, labels="argmax", epochs=1, batch_size=args.batch_size, pairs_per_row=1, lr=1e-6, refresh=0)
     module = PolicyModule(model.requires_grad_(True), config)
     data = PairDataModule(table, config, 1.0, seed=0)
+    hardware_config = TrainerConfig(accelerator="gpu" if args.device == "cuda" else "cpu", precision=args.precision)
     trainer = L.Trainer(
-        accelerator="gpu" if args.device == "cuda" else "cpu",
-        devices=1,
-        precision=args.precision,
+        **hardware(hardware_config, TorchCheckpointIO()),
         max_epochs=1,
         gradient_clip_val=config.gradient_clip,
         logger=False,

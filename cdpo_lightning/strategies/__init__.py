@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins import CheckpointIO, HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
@@ -17,15 +17,24 @@ from cdpo_lightning.strategies.zero import ZeroStrategy
 __all__ = ["hardware", "whole_model"]
 
 
+class TrueHalf(HalfPrecision):
+    """bf16 weights; batches stay as they are, as under DeepSpeed: log-probabilities of -200 nats need float32."""
+
+    def convert_input(self, data: Any) -> Any:
+        """`data` as it is."""
+        return data
+
+
 def hardware(config: TrainerConfig, checkpoints: CheckpointIO) -> dict[str, Any]:
     """What `trainer` says, as arguments of Lightning's Trainer."""
+    half = [TrueHalf("bf16-true")] if config.precision == "bf16-true" and not config.zero else []
     return {
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.num_nodes,
-        "precision": None if config.zero else config.precision,
+        "precision": None if config.zero or half else config.precision,
         "strategy": _strategy(config),
-        "plugins": [] if config.zero else [checkpoints],
+        "plugins": [] if config.zero else [checkpoints, *half],
         "accumulate_grad_batches": config.accumulate_grad_batches,
     }
 
