@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         callback = DualUpdate(constraint, policy, judge, prompts, History(place / "history.csv", False), "cdpo", place, 0)
-        trainer: Any = SimpleNamespace(current_epoch=0, global_step=1, datamodule=data)
+        trainer: Any = SimpleNamespace(current_epoch=0, global_step=1, datamodule=data, strategy=None)
         module: Any = SimpleNamespace(model=model, log_dict=lambda *_, **__: None)
         start = time.perf_counter()
         callback.on_train_epoch_end(trainer, module)
