@@ -48,12 +48,11 @@ function controls() {
   form.append(node("label", {}, "find", node("input", {type: "search", name: "find", placeholder: "in name or values"})));
   if (data.points.some(p => !p.main))
     form.append(node("label", {class: "check"}, node("input", {type: "checkbox", name: "others"}), "baselines and reference"));
-  if (state.others === undefined) state.others = data.runs.length <= 40 ? "1" : "";
+  if (state.others === undefined) state.others = data.runs.length <= 40 ? "1" : "0"; // not empty: what is empty is not remembered
   state.colour ||= byDefault;
-  for (const field of form.elements) field.type === "checkbox" ? field.checked = !!state[field.name] : field.value = state[field.name] ?? "";
+  for (const field of form.elements) field.type === "checkbox" ? field.checked = state[field.name] === "1" : field.value = state[field.name] ?? "";
   form.addEventListener("input", () => {
     for (const field of form.elements) state[field.name] = field.type === "checkbox" ? (field.checked ? "1" : "0") : field.value;
-    if (state.others === "0") state.others = "";
     remember(); draw();
   });
   form.addEventListener("submit", event => event.preventDefault());
@@ -61,7 +60,7 @@ function controls() {
 
 function visible() {
   const find = (state.find || "").toLowerCase();
-  return data.points.filter(point => (point.main || state.others)
+  return data.points.filter(point => (point.main || state.others === "1")
     && VARYING.every(key => !state[key] || (key === "method" && !point.main) || String(value(point, key)) === state[key])
     && (!state.met || point.feasible === state.met)
     && (!find || [data.runs[point.run].name, data.names[point.who], ...data.runs[point.run].values].join(" ").toLowerCase().includes(find)));

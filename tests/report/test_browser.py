@@ -107,7 +107,7 @@ def test_the_table_downloads_as_it_is_shown(page, tmp_path: Path) -> None:
     with page.expect_download() as started:
         page.locator("#csv").click()
     started.value.save_as(tmp_path / "sweep.csv")
-    rows = list(csv.DictReader((tmp_path / "sweep.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text(encoding="utf-8").splitlines()))
     assert started.value.suggested_filename == "sweep.csv"
     assert [(row["beta"], row["c_limit"], row["method"]) for row in rows] == [
         (b, "-0.2", "C-DPO") for b in ("0.1", "0.3", "0.5", "1")
