@@ -260,6 +260,7 @@ def maker(folder: Path, seconds: float, name: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_runs_that_start_together_one_makes_what_they_share(tmp_path):
     runs = [maker(tmp_path, 0.5, name) for name in "abc"]
     said = [run.communicate() for run in runs]
@@ -270,6 +271,7 @@ def test_of_runs_that_start_together_one_makes_what_they_share(tmp_path):
     assert not list((tmp_path / "store").rglob("*.lock"))
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_maker_expires(tmp_path):
     killed = maker(tmp_path, 600, "killed")
     while not (tmp_path / "making").exists():

@@ -137,6 +137,7 @@ def test_a_run_prints_its_own_lines_and_nothing_else(knock: Knock, tmp_path: Pat
     assert re.fullmatch(r"here   \(\d+ s\)", screen.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_sweep_says_at_once_which_job_was_refused_and_does_the_others(knock: Knock, tmp_path: Path) -> None:
     places = ["run_dir=runs/${hydra:job.num}", "artifacts_dir=store", "hydra.sweep.dir=sweep"]
     status, screen, errors = knock("-m", *TINY, *places, "policy.beta=-1,0.5", "stages=[sft]")

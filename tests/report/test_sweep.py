@@ -90,6 +90,7 @@ def test_one_run_has_a_page_too(tmp_path: Path) -> None:
     assert (len(data["runs"]), data["runs"][0]["values"]) == (1, [0.1, -0.8])
 
 
+@pytest.mark.slow
 def test_the_command_makes_one_page_of_several_folders(tmp_path: Path, capsys) -> None:
     for name in ("a", "b"):
         write_sweep(tmp_path / name, 2, rounds=2)

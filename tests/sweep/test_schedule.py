@@ -158,6 +158,7 @@ def running(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_and_started_again_waits_for_what_still_runs(tmp_path: Path) -> None:
     """kill -9 of the sweep leaves its jobs alive: the next sweep neither starts them twice nor loses them."""
     process = launcher(tmp_path, 3)

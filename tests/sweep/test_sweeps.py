@@ -38,6 +38,7 @@ def task(config: DictConfig) -> DictConfig:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.slow
 def test_every_job_of_every_sweep_is_a_whole_configuration(name: str) -> None:
     config = composed(f"+sweep={name}")
     assert config.hydra.mode.name == "MULTIRUN"
@@ -73,6 +74,7 @@ def sweep(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=900, check=False)
 
 
+@pytest.mark.slow
 def test_jobs_that_would_share_a_folder_are_refused_before_any_is_started(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "run_dir=one", "policy.beta=0.1,0.2", "hydra.sweep.dir=sweep")
     assert done.returncode == 2
@@ -102,6 +104,7 @@ def agent_command(values: dict[str, object]) -> list[str]:
     return [part for word in file["command"] for part in filled.get(word, [word])]
 
 
+@pytest.mark.slow
 def test_the_command_of_the_wandb_agent_runs(tmp_path: Path) -> None:
     file = yaml.safe_load((ROOT / "sweeps" / "wandb_beta_c_limit.yaml").read_text(encoding="utf-8"))
     assert (file["program"], file["method"]) == ("run.py", "grid")
