@@ -136,6 +136,19 @@ class Measurement:
     reference_logp: Tensor
     scored: int  # distinct texts
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples, the end tokens included."""
+        return sum(len(s.tokens) for s in self.samples)
+
+    def facts(self) -> dict[str, float]:
+        """What the history is told of the samples of a round."""
+        return {
+            "dual/expected_reward": float(self.reward.mean()),
+            "dual/response_tokens": self.tokens / len(self.samples),
+            "dual/unfinished": sum(not s.finished for s in self.samples) / len(self.samples),
+        }
+
 
 @dataclass(frozen=True)
 class Judge:

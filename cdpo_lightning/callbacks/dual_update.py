@@ -39,11 +39,6 @@ def by_score(cost: Tensor, seed: int) -> Tensor:
     return cost
 
 
-def tokens_of(measured: Measurement) -> int:
-    """Tokens of all samples, the end tokens included."""
-    return sum(len(s.tokens) for s in measured.samples)
-
-
 def next_lambda(c: ConstraintConfig, beta: float, state: DualState, cost: Estimate, variance: float) -> tuple[float, float]:
     """(lambda, integral) of the next round by the update that the configuration names; unchanged without a loop."""
     lam, expected = state.lam, cost.mean
@@ -156,7 +151,7 @@ class DualUpdate(L.Callback):
             integral=integral,
             round=state.round + 1,
             sampled=state.sampled + len(measured.samples),
-            sampled_tokens=state.sampled_tokens + tokens_of(measured),
+            sampled_tokens=state.sampled_tokens + measured.tokens,
             scored=state.scored + measured.scored,
             lowest_cost=lowest,
             expected_cost=cost.mean,
@@ -170,11 +165,9 @@ class DualUpdate(L.Callback):
             "dual/lambda_next": lam,
             "dual/expected_cost": cost.mean,
             "dual/expected_cost_se": cost.se,
-            "dual/expected_reward": float(measured.reward.mean()),
             "dual/violation": violation,
             "dual/effective_sample_size": effective_share(measured, utility, beta),
-            "dual/response_tokens": tokens_of(measured) / len(measured.samples),
-            "dual/unfinished": sum(not s.finished for s in measured.samples) / len(measured.samples),
+            **measured.facts(),
         }
 
     def _keep_best(self, data: PairDataModule, measured: Measurement, model: nn.Module) -> None:

@@ -191,9 +191,11 @@ def settle_rows(model: nn.Module, where: str) -> None:
         ModelError: it gives other log-probabilities in a padded batch of single responses, too, than one sequence at a time.
     """
     model.packs = packs(model)  # type: ignore[assignment]
+    if model.packs:
+        return
     prompt, *responses = _probe(model)
     found = response_logp(model, pack([(prompt, responses)])).tolist()
-    if not model.packs and not _agree(found, model, prompt, responses):
+    if not _agree(found, model, prompt, responses):
         raise ModelError(
             f"{where}: {type(model).__name__} gives log-probabilities {found} in a padded batch, expected finite numbers and "
             "those of one sequence at a time; choose another model"

@@ -91,13 +91,12 @@ class Rollouts(L.LightningDataModule):
         lam = dual.log_step(state.lam, mean, c.c_limit, c.lambda_lr, 1e-4, c.lambda_max)
         cost = clustered_mean(measured.cost, measured.prompt)
         violation = cost.mean - c.c_limit
-        tokens = sum(len(s.tokens) for s in measured.samples)
         self.dual = replace(
             state,
             lam=lam,
             round=state.round + 1,
             sampled=state.sampled + len(measured.samples),
-            sampled_tokens=state.sampled_tokens + tokens,
+            sampled_tokens=state.sampled_tokens + measured.tokens,
             scored=state.scored + measured.scored,
             expected_cost=cost.mean,
             expected_cost_se=cost.se,
@@ -109,10 +108,8 @@ class Rollouts(L.LightningDataModule):
             "dual/lambda_next": lam,
             "dual/expected_cost": cost.mean,
             "dual/expected_cost_se": cost.se,
-            "dual/expected_reward": float(measured.reward.mean()),
             "dual/violation": violation,
-            "dual/response_tokens": tokens / len(measured.samples),
-            "dual/unfinished": sum(not s.finished for s in measured.samples) / len(measured.samples),
+            **measured.facts(),
         }
 
     def episodes(self, measured: Measurement, prompts: Sequence[str]) -> list[EpisodeRow]:

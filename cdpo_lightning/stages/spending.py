@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdpo_lightning.callbacks.budget import Budget
-from cdpo_lightning.callbacks.dual_update import tokens_of
 from cdpo_lightning.data.pair_data import DualState
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.scoring import Judge, Measurement, ModelScorer
@@ -37,7 +36,7 @@ class Spent:
 
 def sampled(measured: Sequence[Measurement]) -> Spent:
     """What drawing and scoring the samples took."""
-    return Spent(sampled_tokens=sum(map(tokens_of, measured)), scorer_forwards=SCORERS * sum(one.scored for one in measured))
+    return Spent(sampled_tokens=sum(one.tokens for one in measured), scorer_forwards=SCORERS * sum(one.scored for one in measured))
 
 
 def trained(budget: Budget, state: DualState, models: int) -> Spent:
