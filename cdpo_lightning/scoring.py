@@ -18,8 +18,8 @@ from cdpo_lightning.data.closed_form import World
 from cdpo_lightning.data.packing import Row, pack
 from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.models.causal_lm import numerics, response_logp
 from cdpo_lightning.models.generation import Sample, sample
+from cdpo_lightning.models.packed_forward import numerics, response_logp
 from cdpo_lightning.models.score_model import pad
 
 Text = tuple[str, str]  # prompt, response

@@ -12,7 +12,8 @@ from cdpo_lightning.data.closed_form import make_world
 from cdpo_lightning.data.packing import pack
 from cdpo_lightning.data.templates import Encoder, encode_response, encode_scored
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.models.causal_lm import build, response_logp, word_tokenizer
+from cdpo_lightning.models.causal_lm import build, word_tokenizer
+from cdpo_lightning.models.packed_forward import response_logp
 from cdpo_lightning.models.score_model import from_causal_lm
 from cdpo_lightning.scoring import Judge, ModelScorer, OracleScorer, logp_of, require_finite
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdpo_lightning.models.causal_lm import reads_packed
 from cdpo_lightning.models.kv_cache import growing_cache
+from cdpo_lightning.models.packed_forward import reads_packed
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.data.packing import PackedRows
-from cdpo_lightning.models.causal_lm import reads_packed, response_states
+from cdpo_lightning.models.packed_forward import reads_packed, response_states
 
 
 class ValueModel(nn.Module):

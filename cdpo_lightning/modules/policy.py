@@ -13,7 +13,7 @@ from cdpo_lightning.config import PolicyConfig
 from cdpo_lightning.data.pair_data import PolicyBatch
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.maths.preference import anchor_loss, dpo_loss
-from cdpo_lightning.models.causal_lm import response_logp
+from cdpo_lightning.models.packed_forward import response_logp
 from cdpo_lightning.modules.optimization import adamw, cosine_to
 
 # Largest mean |log-ratio| before the first step, nats: rounding only. bf16 carries 8 bits, over a hundred tokens.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdpo_lightning.config import PPOConfig
 from cdpo_lightning.data.packing import PackedRows
 from cdpo_lightning.maths.ppo import clipped_policy_loss, clipped_value_loss
-from cdpo_lightning.models.causal_lm import response_logp, response_token_logp
+from cdpo_lightning.models.packed_forward import response_logp, response_token_logp
 from cdpo_lightning.models.value_model import ValueModel
 from cdpo_lightning.modules.optimization import adamw_groups, cosine_to
 

@@ -23,7 +23,7 @@ from cdpo_lightning.data.pair_data import DualState
 from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.ppo import generalised_advantage, kl_coefficient, kl_streams, lagrangian_advantage
 from cdpo_lightning.maths.statistics import clustered_mean
-from cdpo_lightning.models.causal_lm import numerics, response_token_logp
+from cdpo_lightning.models.packed_forward import numerics, response_token_logp
 from cdpo_lightning.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.scoring import Judge, Measurement
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.config import FitConfig
 from cdpo_lightning.data.packing import PackedRows
-from cdpo_lightning.models.causal_lm import response_logp
+from cdpo_lightning.models.packed_forward import response_logp
 from cdpo_lightning.modules.optimization import adamw, linear_warmup_decay
 
 

@@ -15,7 +15,7 @@ from cdpo_lightning.data.objectives import Objective
 from cdpo_lightning.data.packing import pack, row_length
 from cdpo_lightning.data.pair_table import PairTable
 from cdpo_lightning.maths.primal_dual import exploration_bonus
-from cdpo_lightning.models.causal_lm import numerics, response_features
+from cdpo_lightning.models.packed_forward import numerics, response_features
 
 _RIDGE = 1.0  # features have unit length
 _Key = tuple[int, tuple[int, ...]]

@@ -23,6 +23,7 @@ from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import DataError, ModelError, NumericsError
 from cdpo_lightning.history import History
 from cdpo_lightning.models import causal_lm, memory
+from cdpo_lightning.models.packed_forward import response_logp
 from cdpo_lightning.modules.policy import PolicyModule
 from cdpo_lightning.scoring import Scorer, logp_of
 from cdpo_lightning.stages import plan
@@ -154,7 +155,7 @@ def _step_0(bench: Bench, screen: Screen) -> None:
     table, *_ = make_table(few, constants)  # type: ignore[arg-type]
     batch = next(iter(PairDataModule(table, config.policy, 0.0, config.seed).train_dataloader()))
     with torch.no_grad():
-        log_ratio = (causal_lm.response_logp(model, batch.rows) - batch.reference_logp)[batch.pair]
+        log_ratio = (response_logp(model, batch.rows) - batch.reference_logp)[batch.pair]
     error = float(log_ratio.abs().max())
     if not error < 1e-3:
         raise NumericsError(f"step 0: policy and reference differ by {error:.3g} nats on the stand-in, expected 0; a fault of ours")

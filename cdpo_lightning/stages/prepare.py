@@ -17,7 +17,7 @@ from cdpo_lightning.data.pair_table import PairTable
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
-from cdpo_lightning.models.causal_lm import reads_packed
+from cdpo_lightning.models.packed_forward import reads_packed
 from cdpo_lightning.run_folder import begin_run
 from cdpo_lightning.scoring import Judge
 from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples

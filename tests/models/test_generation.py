@@ -8,8 +8,8 @@ import torch
 from scipy.stats import chisquare
 
 from cdpo_lightning.data.packing import pack
-from cdpo_lightning.models.causal_lm import response_logp
 from cdpo_lightning.models.generation import _choose, sample, uniforms
+from cdpo_lightning.models.packed_forward import response_logp
 
 EOS = 1
 PROMPTS = [[2, 3, 4], [7], [3, 9, 9, 10, 2], [5, 5], [8, 2, 2, 6, 7, 3, 4]]

@@ -7,8 +7,9 @@ import torch
 
 from cdpo_lightning.config import ModelConfig, TrainerConfig
 from cdpo_lightning.data.packing import pack
-from cdpo_lightning.models.causal_lm import build, response_logp
+from cdpo_lightning.models.causal_lm import build
 from cdpo_lightning.models.memory import activations, per_rank, shape_of
+from cdpo_lightning.models.packed_forward import response_logp
 
 LLAMA = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

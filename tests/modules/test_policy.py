@@ -19,7 +19,8 @@ from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.data.templates import Encoder, encode_response
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.history import History
-from cdpo_lightning.models.causal_lm import build, parameter_hash, response_logp, word_tokenizer
+from cdpo_lightning.models.causal_lm import build, parameter_hash, word_tokenizer
+from cdpo_lightning.models.packed_forward import response_logp
 from cdpo_lightning.modules.policy import PolicyModule
 from cdpo_lightning.scoring import Judge, OracleScorer, logp_of
 from cdpo_lightning.training import Stage, fit

@@ -7,7 +7,8 @@ from cdpo_lightning.data.objectives import CostPreference, LagrangianPreference
 from cdpo_lightning.data.packing import pack
 from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.maths.primal_dual import exploration_bonus
-from cdpo_lightning.models.causal_lm import build, response_features
+from cdpo_lightning.models.causal_lm import build
+from cdpo_lightning.models.packed_forward import response_features
 from cdpo_lightning.stages.exploration import Exploration
 
 BETA = 0.5
