@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,6 +63,7 @@ def arguments(text: str | None, pairs: int) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="bf16-true", choices=sorted(DTYPES))
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--profile", action="store_true", help="a table of operations on stderr (slower: not for the figures)")
     parser.add_argument("--min-tokens", type=int, default=0, help="only pairs of at least so many tokens (prompt and both answers)")
     parser.add_argument("--lengths", type=int, nargs=2, default=(64, 256), help="with --shape: tokens of a prompt and an answer")
     return parser
@@ -156,6 +160,46 @@ def compute_type(precision: str) -> torch.dtype:
     return torch.float32 if precision == "32-true" else torch.bfloat16
 
 
+@contextmanager
+def profiled(wanted: bool) -> Iterator[None]:
+    """With `--profile`, a table on stderr of the operations inside that took most time themselves, seconds and shares."""
+    if not wanted:
+        yield
+        return
+    with torch.profiler.profile() as profiler:
+        yield
+    events = sorted(profiler.key_averages(), key=_own_microseconds, reverse=True)
+    total = sum(map(_own_microseconds, events)) or 1.0
+    for event in events[:25]:
+        own = _own_microseconds(event)
+        print(f"{own / 1e6:9.2f} s {own / total:6.1%} {event.count:8,} x {event.key}", file=sys.stderr)
+
+
+def _own_microseconds(event: Any) -> float:
+    return event.self_device_time_total or event.self_cpu_time_total
+
+
 def report(**fields: object) -> None:
     """One JSON line."""
     print(json.dumps(fields), flush=True)
+
+
+def report_pairs(
+    who: str, args: argparse.Namespace, seconds: float, tokens: int, padded: int, rate: float, floor: float, **more: object
+) -> None:
+    """The line of a benchmark that reads pairs: `floor` is in operations, `rate` in operations a second."""
+    report(
+        who=who,
+        **more,
+        pairs=args.num_pairs,
+        batch_size=args.batch_size,
+        seconds=seconds,
+        pairs_per_second=args.num_pairs / seconds,
+        peak_memory_gb=peak_memory_gb(args.device),
+        precision=args.precision,
+        tokens=tokens,
+        padding_waste=padded / tokens - 1,
+        matrix_gflops=rate / 1e9,
+        floor_seconds=floor / rate,
+        flops_utilisation=floor / rate / seconds,
+    )

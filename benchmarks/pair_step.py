@@ -74,29 +74,16 @@ def main() -> None:
         train(model, table_of(part, logp_of(model, part.rows, args.batch_size, args.precision)), args)
     harness.synchronize(args.device)
     start = time.perf_counter()
-    reference = logp_of(model, pairs.rows, args.batch_size, args.precision)
-    start = time.perf_counter() if args.precomputed else start
-    data = train(model, table_of(pairs, reference), args)
+    with harness.profiled(args.profile):
+        reference = logp_of(model, pairs.rows, args.batch_size, args.precision)
+        start = time.perf_counter() if args.precomputed else start
+        data = train(model, table_of(pairs, reference), args)
     harness.synchronize(args.device)
     seconds = time.perf_counter() - start
     padded = sum(batch.rows.input_ids_BT.numel() for batch in data.train_dataloader())
     trunk, head = harness.trunk_and_head(model)
     floor = (6 if args.precomputed else 8) * (trunk * pairs.tokens + head * pairs.response_tokens)
-    harness.report(
-        who="pair_step",
-        precompute=args.precomputed,
-        pairs=args.num_pairs,
-        batch_size=args.batch_size,
-        seconds=seconds,
-        pairs_per_second=args.num_pairs / seconds,
-        peak_memory_gb=harness.peak_memory_gb(args.device),
-        precision=args.precision,
-        tokens=pairs.tokens,
-        padding_waste=padded / pairs.tokens - 1,
-        matrix_gflops=rate / 1e9,
-        floor_seconds=floor / rate,
-        flops_utilisation=floor / rate / seconds,
-    )
+    harness.report_pairs("pair_step", args, seconds, pairs.tokens, padded, rate, floor, precompute=args.precomputed)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import harness
 import torch
 
 from cdpo_lightning.data.batching import sorted_batches
-from cdpo_lightning.models.causal_lm import numerics
+from cdpo_lightning.models.packed_forward import numerics
 from cdpo_lightning.models.score_model import from_causal_lm, pad
 
 
@@ -26,27 +26,13 @@ def main() -> None:
     trunk, _ = harness.trunk_and_head(model)
     harness.synchronize(args.device)
     start = time.perf_counter()
-    with torch.no_grad(), numerics(args.precision, torch.device(args.device)):
+    with harness.profiled(args.profile), torch.no_grad(), numerics(args.precision, torch.device(args.device)):
         for batch in sorted_batches([len(s) for s in sequences], args.batch_size):
             ids, mask = pad([sequences[i] for i in batch])
             padded += ids.numel()
             scorer(ids.to(args.device), mask.to(args.device)).cpu()
     seconds = time.perf_counter() - start
-    floor = 2 * trunk * tokens / rate
-    harness.report(
-        who="score",
-        pairs=args.num_pairs,
-        batch_size=args.batch_size,
-        seconds=seconds,
-        pairs_per_second=args.num_pairs / seconds,
-        peak_memory_gb=harness.peak_memory_gb(args.device),
-        precision=args.precision,
-        tokens=tokens,
-        padding_waste=padded / tokens - 1,
-        matrix_gflops=rate / 1e9,
-        floor_seconds=floor,
-        flops_utilisation=floor / seconds,
-    )
+    harness.report_pairs("score", args, seconds, tokens, padded, rate, 2 * trunk * tokens)
 
 
 if __name__ == "__main__":

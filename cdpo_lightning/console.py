@@ -7,11 +7,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cdpo_lightning import ranks, report
@@ -34,6 +36,7 @@ def quiet_libraries() -> None:
     there is no GPU.
     """
     disable_progress_bar()
+    gguf.tqdm = partial(gguf.tqdm, disable=True)  # this one does not ask whether bars are wanted
     warnings.filterwarnings("ignore", message=".torch.distributed.*. is deprecated", category=FutureWarning)  # by DeepSpeed
     set_verbosity_error()  # the table of weights that a part of a model leaves out; what is missing is refused by us
     if not torch.cuda.is_available():
