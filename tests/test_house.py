@@ -9,7 +9,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -80,15 +79,19 @@ def _pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pairs}
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=_name)
-def test_a_module_of_the_package_is_short_and_documented(path: Path) -> None:
-    tree = _tree(path)
+def _faults_of_module(path: Path) -> list[str]:
+    tree, name, lines = _tree(path), _name(path), len(_lines(path))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    long = {node.name: _body_lines(node) for node in functions if _body_lines(node) > LONGEST_BODY}
-    assert not long, f"{_name(path)}: bodies of more than {LONGEST_BODY} lines; split them: {long}"
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{_name(path)}: {lines} lines, at most {LONGEST_FILE}"
-    assert ast.get_docstring(tree), f"{_name(path)}: a module says in its docstring what it is for"
+    long = [f"{name}: {f.name} has {_body_lines(f)} lines, at most {LONGEST_BODY}; split it" for f in functions
+            if _body_lines(f) > LONGEST_BODY]  # fmt: skip
+    too_long = [f"{name}: {lines} lines, at most {LONGEST_FILE}"] if lines > LONGEST_FILE else []
+    silent = [] if ast.get_docstring(tree) else [f"{name}: a module says in its docstring what it is for"]
+    return long + too_long + silent
+
+
+def test_modules_of_the_package_are_short_and_documented() -> None:
+    said = [fault for path in PACKAGE for fault in _faults_of_module(path)]
+    assert not said, "\n".join(said)
 
 
 def test_the_door_is_small() -> None:
@@ -117,17 +120,15 @@ def _forbidden(node: ast.AST) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("path", CODE, ids=_name)
-def test_nothing_forbidden_in_the_code(path: Path) -> None:
-    found = [(node, _forbidden(node)) for node in ast.walk(_tree(path))]
-    said = [f"{_name(path)}:{getattr(node, 'lineno', '?')} {why}" for node, why in found if why]
+def test_nothing_forbidden_in_the_code() -> None:
+    found = [(path, node, _forbidden(node)) for path in CODE for node in ast.walk(_tree(path))]
+    said = [f"{_name(path)}:{getattr(node, 'lineno', '?')} {why}" for path, node, why in found if why]
     assert not said, "\n".join(said)
 
 
-@pytest.mark.parametrize("path", CODE, ids=_name)
-def test_nothing_is_left_for_later(path: Path) -> None:
+def test_nothing_is_left_for_later() -> None:
     word = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
-    said = [f"{_name(path)}:{at}: {line.strip()}" for at, line in _lines(path) if word.search(line)]
+    said = [f"{_name(path)}:{at}: {line.strip()}" for path in CODE for at, line in _lines(path) if word.search(line)]
     assert not said, "do it or write it down in the design:\n" + "\n".join(said)
 
 

@@ -91,12 +91,13 @@ def pack(rows: Sequence[Row]) -> PackedRows:
 def apart(rows: PackedRows) -> PackedRows:
     """The same responses in the same order, each in a row of its own: for models that cannot keep to the mask of a shared row."""
     length = rows.input_ids_BT.shape[1]
-    ids, source = rows.input_ids_BT.tolist(), rows.source_N.tolist()
-    target, owner = rows.target_N.tolist(), rows.response_N.tolist()
-    first = {number: at for at, number in reversed(list(enumerate(owner)))}
-    singles = []
-    for number in range(rows.responses):
-        row, last = divmod(source[first[number]], length)
-        response = [token for token, of in zip(target, owner, strict=True) if of == number]
-        singles.append((ids[row][: last + 1], [response]))
+    ids = rows.input_ids_BT.tolist()
+    last: list[int] = []  # of each response: where the prompt ends, in the flattened rows
+    responses: list[list[int]] = []
+    for source, target, owner in zip(rows.source_N.tolist(), rows.target_N.tolist(), rows.response_N.tolist(), strict=True):
+        if owner == len(responses):
+            last.append(source)
+            responses.append([])
+        responses[owner].append(target)
+    singles = [(ids[at // length][: at % length + 1], [response]) for at, response in zip(last, responses, strict=True)]
     return pack(singles).to(rows.input_ids_BT.device)
