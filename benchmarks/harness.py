@@ -155,11 +155,6 @@ def trunk_and_head(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for n, p in model.base_model.named_parameters() if p is not embedding.weight), embedding.weight.numel()
 
 
-def compute_type(precision: str) -> torch.dtype:
-    """The type of the large products under a Lightning precision."""
-    return torch.float32 if precision == "32-true" else torch.bfloat16
-
-
 @contextmanager
 def profiled(wanted: bool) -> Iterator[None]:
     """With `--profile`, a table on stderr of the operations inside that took most time themselves, seconds and shares."""

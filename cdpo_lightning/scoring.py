@@ -20,6 +20,7 @@ from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.generation import Sample, sample
 from cdpo_lightning.models.packed_forward import numerics, response_logp
+from cdpo_lightning.models.placement import at_work
 from cdpo_lightning.models.score_model import pad
 
 Text = tuple[str, str]  # prompt, response
@@ -81,10 +82,9 @@ class ModelScorer:
     def _scores(self, texts: list[Text]) -> list[float]:
         """Raw scores of different texts."""
         ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
-        device = next(self.model.parameters()).device
         found = torch.empty(len(texts), dtype=torch.float64)
-        for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-            with numerics(self.precision, device):
+        with at_work(self.model) as device, numerics(self.precision, device):
+            for batch in sorted_batches([len(i) for i in ids], self.batch_size):
                 found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
         return found.tolist()
 
@@ -111,15 +111,14 @@ def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: s
 @torch.no_grad()
 def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) -> Sequence[Tensor]:
     """The same, row by row."""
-    device = next(model.parameters()).device
     lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rows]
     offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
     found = torch.empty(int(offsets[-1]), dtype=torch.float64)
-    for batch in sorted_batches(lengths, batch_size):
-        with numerics(precision, device):
+    with at_work(model) as device, numerics(precision, device):
+        for batch in sorted_batches(lengths, batch_size):
             logp = response_logp(model, pack([rows[i] for i in batch]).to(device))
-        index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-        found[index] = logp.double().cpu()
+            index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
+            found[index] = logp.double().cpu()
     return found.split([len(responses) for _, responses in rows])
 
 
@@ -198,7 +197,7 @@ class Judge:
         self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
     ) -> list[list[Sample]]:
         """The samples of each prompt."""
-        with numerics(self.precision, next(model.parameters()).device):
+        with at_work(model) as device, numerics(self.precision, device):
             found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
         return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
 

@@ -22,7 +22,7 @@ from cdpo_lightning.config.training import (
 from cdpo_lightning.errors import ConfigError
 
 # Of the trainer, what may be another when a run is resumed: how many ranks share the work, and where things are kept.
-_HOW = ("devices", "num_nodes", "offload", "checkpoint_every_n_steps", "keep_checkpoints")
+_HOW = ("devices", "num_nodes", "offload", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints")
 STAGES = ("sft", "reward", "cost", "policy", "evaluate", "report")
 
 

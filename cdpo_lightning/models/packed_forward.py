@@ -107,8 +107,12 @@ def _logp_alone(model: nn.Module, prompt: list[int], response: list[int]) -> flo
     return float(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
 
 
+def compute_type(precision: str) -> torch.dtype:
+    """The type of the matrix products under Lightning's `precision`."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+
+
 def numerics(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which a forward pass has the numerics of training under Lightning's `precision`."""
-    if precision.startswith("bf16"):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    dtype = compute_type(precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -74,7 +74,7 @@ def _head(folder: Path, weights: Weights) -> nn.Linear | None:
     return head
 
 
-def _backbone(folder: Path, weights: Weights) -> nn.Module:
+def _backbone(folder: Path, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """The network under the head, whatever stands before its names in the file (`model.`, `model.model.`, `module.`).
 
     Raises:
@@ -87,7 +87,7 @@ def _backbone(folder: Path, weights: Weights) -> nn.Module:
     if prefix is None:
         raise ModelError(f"{folder}: no weights for {first}; is it a score model of the kind that config.json says?")
     model, info = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, key_mapping={f"^{re.escape(prefix)}": ""}, output_loading_info=True
+        folder, dtype=dtype, key_mapping={f"^{re.escape(prefix)}": ""}, output_loading_info=True
     )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
         return self.network(input_ids=ids, attention_mask=attention_mask, **types).logits[:, 0].float()
 
 
-def _classifier(folder: Path, tokenizer: Any) -> Classifier:
+def _classifier(folder: Path, tokenizer: Any, dtype: torch.dtype) -> Classifier:
     """Any other sequence classifier.
 
     Raises:
@@ -121,14 +121,14 @@ def _classifier(folder: Path, tokenizer: Any) -> Classifier:
     expected = f"expected a head {' or '.join(_HEADS)}, or a sequence classifier with one label"
     if labels != 1:
         raise ModelError(f"{folder}: {expected}, got num_labels={labels} in config.json; is it a score model?")
-    model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder}: {expected}; no weights for {missing[0]}; is it a score model?")
     return Classifier(model, tokenizer.sep_token_id)
 
 
-def load_score_model(config: ScorerConfig, device: torch.device) -> tuple[nn.Module, Any]:
-    """The score model of `path`, float32, and its own tokenizer.
+def load_score_model(config: ScorerConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
+    """The score model of `path`, its weights in `dtype`, and its own tokenizer.
 
     Raises:
         ModelError: the folder holds no score model with one score, or not all of it, or one that rescales its scores.
@@ -142,13 +142,13 @@ def load_score_model(config: ScorerConfig, device: torch.device) -> tuple[nn.Mod
         head = _head(folder, weights)
         model: nn.Module
         if head is None:
-            model = _classifier(folder, tokenizer)
+            model = _classifier(folder, tokenizer, dtype)
         else:
-            model = ScoreModel(_backbone(folder, weights), head.in_features)
+            model = ScoreModel(_backbone(folder, weights, dtype), head.in_features)
             model.head = head
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing; unreadable; of other shapes; cut
         if isinstance(error, ModelError):
             raise
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"{config.path}: no score model could be loaded ({first})") from error
-    return model.to(device).eval(), tokenizer
+    return model.to(device, dtype).eval(), tokenizer

@@ -24,6 +24,7 @@ from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.ppo import generalised_advantage, kl_coefficient, kl_streams, lagrangian_advantage
 from cdpo_lightning.maths.statistics import clustered_mean
 from cdpo_lightning.models.packed_forward import numerics, response_token_logp
+from cdpo_lightning.models.placement import at_work
 from cdpo_lightning.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.scoring import Judge, Measurement
 
@@ -130,7 +131,8 @@ class Rollouts(L.LightningDataModule):
             self.module.reward_critic,
             self.module.cost_critic,
         )
-        flat = [self._per_token(network, rows) for network in networks]
+        with at_work(self.judge.reference):
+            flat = [self._per_token(network, rows) for network in networks]
         lengths = [len(s.tokens) for s in measured.samples]
         logp, reference, reward_value, cost_value = (pad_sequence(f.split(lengths), batch_first=True) for f in flat)
         mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in lengths], batch_first=True)

@@ -16,6 +16,7 @@ from cdpo_lightning.data.packing import pack, row_length
 from cdpo_lightning.data.pair_table import PairTable
 from cdpo_lightning.maths.primal_dual import exploration_bonus
 from cdpo_lightning.models.packed_forward import numerics, response_features
+from cdpo_lightning.models.placement import at_work
 
 _RIDGE = 1.0  # features have unit length
 _Key = tuple[int, tuple[int, ...]]
@@ -38,9 +39,8 @@ class Exploration:
 
     @torch.no_grad()
     def _learn(self, table: PairTable, keys: list[_Key]) -> None:
-        device = next(self._reference.parameters()).device
         rows = [(table.prompts[prompt], [response]) for prompt, response in keys]
-        for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):
-            with numerics(self._precision, device):
+        with at_work(self._reference) as device, numerics(self._precision, device):
+            for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):
                 found = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
-            self._features.update(zip([keys[i] for i in batch], found, strict=True))
+                self._features.update(zip([keys[i] for i in batch], found, strict=True))

@@ -14,6 +14,7 @@ from cdpo_lightning.data.corpus import Corpus
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.history import History
 from cdpo_lightning.models import memory
+from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.stages.bench import Base, Bench, load_base, made_of
 
 _GB = 1e9
@@ -31,7 +32,7 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
     trainer = config.trainer
     tokens = _tokens(config)
     active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
-    beside = 4 * shape.parameters * 3  # reference, reward and cost model, each whole on every rank
+    beside = 0 if trainer.park_frozen else sum(_frozen(config)) * shape.parameters
     screen.say(
         f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
         f"GB on each of {trainer.processes} ranks, estimated, {tokens:,} tokens a batch at full length"
@@ -50,6 +51,18 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
     if trainer.zero == 3:
         more = 4 * shape.parameters / _GB
         screen.say(f"           and {more:.2f} more while a dual round samples: the parameters are gathered once for all of it")
+    if trainer.park_frozen:
+        held, largest = (each(_frozen(config)) * shape.parameters / _GB for each in (sum, max))
+        screen.say(
+            f"           reference and score models wait in the host's memory ({held:.2f}); one at a time ({largest:.2f}) works"
+        )
+
+
+def _frozen(config: RunConfig) -> list[int]:
+    """Bytes a parameter of reference, reward and cost model, each taken to be of the policy's size and whole on every rank."""
+    published = compute_type(config.trainer.precision).itemsize
+    shared = config.model.lora_rank and config.trainer.zero != 3  # the reference is the policy without adapters
+    return [0 if shared else 4, *(published if scorer.path else 4 for scorer in (config.reward, config.cost))]
 
 
 def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -> None:

@@ -18,8 +18,9 @@ from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
 from cdpo_lightning.models.packed_forward import reads_packed
+from cdpo_lightning.models.placement import park
 from cdpo_lightning.run_folder import begin_run
-from cdpo_lightning.scoring import Judge
+from cdpo_lightning.scoring import Judge, ModelScorer
 from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.constants import Constants, make_table, stored_reference_logp, stored_scores
 from cdpo_lightning.stages.scorers import make_scorer
@@ -84,6 +85,9 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
             done(found)
         metrics |= found
     reference.requires_grad_(False)
+    if config.trainer.park_frozen:
+        for model in [reference, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
+            park(model, bench.device)
     judge = Judge(
         reward=scorers["reward"],
         cost=scorers["cost"],

@@ -17,6 +17,7 @@ from cdpo_lightning.data.seeded_data import SeededData
 from cdpo_lightning.data.templates import encode_scored
 from cdpo_lightning.evaluation import scorer_metrics
 from cdpo_lightning.models import causal_lm
+from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.models.published import load_score_model
 from cdpo_lightning.models.score_model import from_causal_lm, pad
 from cdpo_lightning.modules.cost import CostModule
@@ -114,9 +115,14 @@ def published_scorer(bench: Bench, kind: str) -> tuple[Scorer, dict[str, Any]]:
 
 
 def load_published(bench: Bench, kind: str) -> ModelScorer:
-    """The score model of `path` with its own tokenizer and its sign."""
+    """The score model of `path` with its own tokenizer and its sign.
+
+    Its weights are as wide as the run's matrix products: it is never trained, and two of seven billion parameters in float32 would
+    not leave room for the policy.
+    """
     config: ScorerConfig = getattr(bench.config, kind)
-    model, tokenizer = load_score_model(config, bench.device)
+    dtype = compute_type(bench.config.trainer.precision)
+    model, tokenizer = load_score_model(config, bench.device, dtype)
     template = config.template or bench.config.model.template
     read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, config.max_tokens, config.sign)
     identity = f"{kind}:{digest(*read)}"

@@ -51,6 +51,16 @@ def scorer_of(folder: Path, template: str, **options) -> ModelScorer:
     return ModelScorer(model, tokenizer, template, 64, 2, "32-true", "x", float(config.sign))
 
 
+def test_half_the_width_gives_nearly_the_same_scores(beaver):
+    """As a run in bf16 reads a published model; a score of an untrained one is of order 1."""
+    folder = beaver()
+    whole, config = scorer_of(folder, "beaver"), ScorerConfig(path=str(folder), template="beaver", max_tokens=64)
+    model, tokenizer = load_score_model(config, CPU, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    half = ModelScorer(model, tokenizer, "beaver", 64, 2, "bf16-mixed", "x", 1.0)
+    torch.testing.assert_close(half.score(TEXTS), whole.score(TEXTS), rtol=0.05, atol=0.05)
+
+
 def decoder_config(family: type = LlamaConfig, **changes):
     special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     more = {} if family is GPT2Config else {"num_key_value_heads": 2, "max_position_embeddings": 64}
