@@ -97,8 +97,6 @@ class RunConfig:
         ):
             self._require_world(value == "exact", key, "exact")
         for plan in map(self.plan, self.trained):
-            if plan.recipe.trainer == "ppo" and self.trainer.zero == 3:
-                raise ConfigError(f"trainer.strategy=deepspeed_zero3: {plan.who} samples within its epochs; choose deepspeed_zero2")
             complete = plan.recipe.trainer == "primal_dual" and plan.primal_dual.pairs == "complete"
             self._require_world(complete, "primal_dual.pairs", "complete")
 

@@ -7,12 +7,13 @@ draws and learns what an uninterrupted one does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from cdpo_lightning.models.packed_forward import numerics, response_token_logp
 from cdpo_lightning.models.placement import at_work
 from cdpo_lightning.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.scoring import Judge, Measurement
+from cdpo_lightning.strategies import whole_model
 
 _PER_ROW = 8  # episodes of one prompt read side by side
 
@@ -72,7 +74,8 @@ class Rollouts(L.LightningDataModule):
             return DataLoader([None])
         seed = self.seed * 100_003 + epoch + 1
         prompts = [self.prompts[i] for i in choose_prompts(len(self.prompts), self.constraint.prompts, seed).tolist()]
-        measured = self.judge.measure(self.module.model, prompts, self.ppo.samples_per_prompt, seed)
+        with self._whole(self.module.model) as model:
+            measured = self.judge.measure(model, prompts, self.ppo.samples_per_prompt, seed)
         self.step(measured)
         rows = self.episodes(measured, prompts)
         size = max(1, self.ppo.batch_size // _PER_ROW)
@@ -125,14 +128,13 @@ class Rollouts(L.LightningDataModule):
 
     def _constants(self, rows: list[Row], measured: Measurement) -> Tensor:
         """log pi, advantage, values and returns of every token, [6, N], episodes in the order of the samples."""
-        networks = (
-            lambda r: response_token_logp(self.module.model, r),
-            lambda r: response_token_logp(self.judge.reference, r),
-            self.module.reward_critic,
-            self.module.cost_critic,
-        )
+        with self._whole(self.module.model) as model:
+            flat = [self._per_token(lambda r: response_token_logp(model, r), rows)]
         with at_work(self.judge.reference):
-            flat = [self._per_token(network, rows) for network in networks]
+            flat.append(self._per_token(lambda r: response_token_logp(self.judge.reference, r), rows))
+        for network in (self.module.reward_critic, self.module.cost_critic):
+            with self._whole(network) as critic:
+                flat.append(self._per_token(critic, rows))
         lengths = [len(s.tokens) for s in measured.samples]
         logp, reference, reward_value, cost_value = (pad_sequence(f.split(lengths), batch_first=True) for f in flat)
         mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in lengths], batch_first=True)
@@ -144,6 +146,9 @@ class Rollouts(L.LightningDataModule):
         )
         advantage = lagrangian_advantage(reward_advantage, cost_advantage, self.dual.lam)
         return torch.stack([t[mask] for t in (logp, advantage, reward_value, cost_value, reward_return, cost_return)])
+
+    def _whole(self, network: nn.Module) -> AbstractContextManager[nn.Module]:
+        return whole_model(self.trainer, network) if self.trainer else nullcontext(network)
 
     @torch.no_grad()
     def _per_token(self, network: Callable[[PackedRows], Tensor], rows: list[Row]) -> Tensor:

@@ -31,6 +31,8 @@ def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
     """This rank's share of the parameters and moments, gathered one by one, and on the first rank all the rest."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    if _steps(engine):
+        _link_moments(engine.optimizer)
     own: dict[str, Tensor] = {}
     for number, (name, parameter) in enumerate(_trained(engine)):
         values = {name: safe_get_full_fp32_param(parameter)}
@@ -116,7 +118,15 @@ def _make_moments(engine: Any, steps: int) -> None:
     grouped = [flat for group in sharded.optimizer.param_groups for flat in group["params"]]
     for flat in getattr(sharded, "fp32_partitioned_groups_flat", grouped):
         _fill(sharded.optimizer.state[flat], flat, steps)
+    _link_moments(sharded)
+
+
+def _link_moments(sharded: Any) -> None:
+    """Lets every parameter find its moments. ZeRO-1 and 2 do it once, after the first group's step, when those of the other groups
+    are not there yet.
+    """
     if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):
+        sharded._hp_optimizer_states_linked = False
         sharded._lazy_init_hp_params_optimizer_state()
 
 

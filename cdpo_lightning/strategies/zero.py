@@ -66,7 +66,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             precision_plugin=ZeroPrecision(config.precision),  # type: ignore[arg-type]
             logging_level=logging.ERROR,
         )
-        self._skeleton: nn.Module | None = None
+        self._skeletons: dict[nn.Module, nn.Module] = {}  # of every network of the module, without weights
         self._own: dict[nn.Module, set[str]] = {}
         self._finished = False
 
@@ -95,11 +95,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.config["gradient_accumulation_steps"] = trainer.accumulate_grad_batches
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Keeps the model's structure without its weights, and what its parts hold, before DeepSpeed hooks into it."""
-        model: nn.Module = trainer.lightning_module.model  # type: ignore[assignment]
-        if self.zero_stage_3:
-            self._skeleton = skeleton(model)
+        """Keeps the networks' structure without their weights, and what their parts hold, before DeepSpeed hooks into them."""
         module = trainer.lightning_module
+        if self.zero_stage_3:
+            self._skeletons = {network: skeleton(network) for network in module.children()}
         self._own = {part: set(vars(part)) for part in module.modules() if part is not module}
         super().setup(trainer)
 
@@ -180,18 +179,18 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @contextmanager
     def whole_model(self, model: nn.Module) -> Iterator[nn.Module]:
-        """A model that can be run, gathered once for as long as it is used; without DeepSpeed's hooks, which would free it layer
-        by layer as it is run, and gather it again for every token.
+        """A network of the module that can be run, gathered once for as long as it is used; without DeepSpeed's hooks, which would
+        free it layer by layer as it is run, and gather it again for every token.
         """
-        if self._skeleton is None:
+        if model not in self._skeletons:
             yield model
             return
-        own = list(self._skeleton.parameters())
+        whole = self._skeletons[model]
         with self.whole(model):
-            for mine, theirs in zip(own, model.parameters(), strict=True):
+            for mine, theirs in zip(whole.parameters(), model.parameters(), strict=True):
                 mine.data = theirs.data
-            yield self._skeleton
-            for mine in own:
+            yield whole.train(model.training)
+            for mine in whole.parameters():
                 mine.data = torch.empty(0, dtype=mine.dtype, device=mine.device)
 
 

@@ -101,6 +101,24 @@ def test_two_ranks_compute_what_one_process_computes(one: Path, tmp_path: Path, 
     ] == samples
 
 
+PPO = [POLICY_ONLY, "method=ppo_lag", "ppo.rounds=3", "ppo.samples_per_prompt=8", "ppo.batch_size=32", "ppo.lambda_init=1.0"]
+
+
+@pytest.mark.parametrize("how", ["zero2", "zero3"])
+def test_ppo_computes_on_two_ranks_what_it_computes_in_one_process(tmp_path: Path, how: str) -> None:
+    """Three rounds of sampling, three networks under one sharded optimizer."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, *PPO))
+    finish(start(two, *PPO, *[o.format(how[-1]) for o in ZERO]))
+    for name in ("loss/policy", "loss/reward_value", "loss/cost_value"):
+        assert (column(two, name) - column(one, name)).abs().max() < 1e-4
+    assert (column(two, "dual/lambda_next") - column(one, "dual/lambda_next")).abs().max() < 1e-6
+    assert column(two, "dual/lambda_next").std() > 0.01, "lambda has moved"
+    found, expected = (load_file(folder / "run/export/ppo_lag/model.safetensors") for folder in (two, one))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+
+
 def test_accumulated_batches_are_stepped_alike(tmp_path: Path) -> None:
     """20 batches, three at a time: the last step of an epoch is of two. DeepSpeed by itself would wait for the next epoch."""
     options = [POLICY_ONLY, "trainer.accumulate_grad_batches=3"]
