@@ -4,9 +4,10 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
+from cdpo_lightning.report.categories import HEADING, Category, category_table
 from cdpo_lightning.report.figures import Picture
 from cdpo_lightning.report.table import Column, caption, cell, rows, tables, to_csv
-from cdpo_lightning.report.wording import NAMES, finite, fixed, name_of
+from cdpo_lightning.report.wording import NAMES, finite, fixed, name_of, percent
 
 SHOWN_PROMPTS = 24
 SHOWN_ANSWERS = 3  # of one method to one prompt
@@ -36,17 +37,32 @@ def tables_part(metrics: Mapping) -> str:
     """The caption, the sortable tables and the CSV to download."""
     link = data_uri("text/csv;charset=utf-8", to_csv(metrics).encode(errors="replace"))
     body = "".join(_table(*part) for part in tables(rows(metrics))) or "<p>Nobody was evaluated in this run.</p>"
+    body += _categories(metrics)
     download = f'<p><a download="table.csv" href="{link}">Download as CSV</a></p>'
     return f'<h2>Results</h2><p class="quiet">{esc(caption(metrics))}</p>{body}{download}'
 
 
 def _table(heading: str, columns: Sequence[Column], table: Sequence[Mapping]) -> str:
-    titles = "".join(f'<th scope="col"><button type="button">{esc(title)}</button></th>' for title in _titles(columns))
-    body = "".join(_row(row, columns, at) for at, row in enumerate(table))
+    return _sortable(heading, _titles(columns), "".join(_row(row, columns, at) for at, row in enumerate(table)))
+
+
+def _sortable(heading: str, titles: Sequence[str], body: str) -> str:
+    head = "".join(f'<th scope="col"><button type="button">{esc(title)}</button></th>' for title in titles)
     return (
         f'<h3>{esc(heading)}</h3><div class="wide" role="region" tabindex="0" aria-label="{esc(heading)}">'
-        f'<table class="sortable"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _categories(metrics: Mapping) -> str:
+    titles, found = category_table(metrics)
+    return _sortable(HEADING, titles, "".join(map(_category, found))) if found else ""
+
+
+def _category(row: Category) -> str:
+    cells = [(row.prompts, fixed(row.prompts, 0)), *((share, percent(share)) for share in row.unsafe)]
+    body = "".join(f'<td data-v="{"" if value is None else value}">{esc(shown)}</td>' for value, shown in cells)
+    return f'<tr><th scope="row" data-v="{esc(row.name)}">{esc(row.name)}</th>{body}</tr>'
 
 
 def _titles(columns: Sequence[Column]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cdpo_lightning.report.categories import unsafe_by_category
 from cdpo_lightning.report.load import Run, load_summary
 from cdpo_lightning.report.wording import feasible, finite, main_who, whos
 
@@ -111,16 +112,9 @@ def _point(at: int, metrics: Mapping[str, Any], who: str, main: bool) -> Point:
         "feasible": feasible(metrics, who),
         "exact": exact,
         "klOptimum": finite(metrics, f"exact/{who}/kl_to_optimum"),
-        "categories": _categories(metrics, who),
+        "categories": unsafe_by_category(metrics, who),
         **figures,
     }
-
-
-def _categories(metrics: Mapping[str, Any], who: str) -> dict[str, float]:
-    """Share of unsafe answers by category, where a run measured it: `eval/<who>/category/<name>/unsafe_rate`."""
-    start, end = f"eval/{who}/category/", "/unsafe_rate"
-    named = {key[len(start) : -len(end)]: finite(metrics, key) for key in metrics if key.startswith(start) and key.endswith(end)}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def first_answers(folder: Path, who: str, prompts: Sequence[str]) -> dict[str, Mapping[str, Any]]:

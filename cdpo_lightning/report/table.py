@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdpo_lightning.report.categories import HEADING, category_table
 from cdpo_lightning.report.load import Run
 from cdpo_lightning.report.wording import (
     CONVENTION,
@@ -181,6 +182,7 @@ def _span(metrics: Mapping, key: str) -> str:
 def to_markdown(metrics: Mapping) -> str:
     """The caption and the tables, GitHub-flavoured."""
     parts = [_markdown_part(*part) for part in tables(rows(metrics))]
+    parts += _markdown_categories(metrics)
     return "\n\n".join([caption(metrics), *(parts or ["Nobody was evaluated in this run."])]) + "\n"
 
 
@@ -189,6 +191,14 @@ def _markdown_part(heading: str, columns: Sequence[Column], table: Sequence[Mapp
     rule = _line([":--", *(":-:" if column.kind == "text" else "--:" for column in columns)])
     body = [_line([name_of(row["who"]), *(cell(row, column) for column in columns)]) for row in table]
     return "\n".join([f"**{heading}**", "", head, rule, *body])
+
+
+def _markdown_categories(metrics: Mapping) -> list[str]:
+    titles, found = category_table(metrics)
+    if not found:
+        return []
+    body = [_line([row.name, fixed(row.prompts, 0), *map(percent, row.unsafe)]) for row in found]
+    return ["\n".join([f"**{HEADING}**", "", _line(titles), _line([":--", *["--:"] * (len(titles) - 1)]), *body])]
 
 
 def _line(cells: Sequence[str]) -> str:
