@@ -104,11 +104,17 @@ def test_two_ranks_compute_what_one_process_computes(one: Path, tmp_path: Path, 
 PPO = [POLICY_ONLY, "method=ppo_lag", "ppo.rounds=3", "ppo.samples_per_prompt=8", "ppo.batch_size=32", "ppo.lambda_init=1.0"]
 
 
+@pytest.fixture(scope="module")
+def ppo_of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ppo")
+    finish(start(folder, *PPO))
+    return folder
+
+
 @pytest.mark.parametrize("how", ["zero2", "zero3"])
-def test_ppo_computes_on_two_ranks_what_it_computes_in_one_process(tmp_path: Path, how: str) -> None:
+def test_ppo_computes_on_two_ranks_what_it_computes_in_one_process(ppo_of_one: Path, tmp_path: Path, how: str) -> None:
     """Three rounds of sampling, three networks under one sharded optimizer."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(one, *PPO))
+    one, two = ppo_of_one, tmp_path
     finish(start(two, *PPO, *[o.format(how[-1]) for o in ZERO]))
     for name in ("loss/policy", "loss/reward_value", "loss/cost_value"):
         assert (column(two, name) - column(one, name)).abs().max() < 1e-4
