@@ -145,7 +145,7 @@ class TrainerConfig:
     precision: str = "32-true"
     strategy: str = "auto"  # auto: one process, or ddp; deepspeed_zero1, 2, 3 shard optimizer, gradients, parameters
     offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
-    park_frozen: bool = False  # reference and score models in the memory of the host while they are not used
+    park_frozen: bool = False  # models that are trained no more in the memory of the host while they are not used
     accumulate_grad_batches: int = 1
     checkpoint_every_n_steps: int = 0  # within an epoch; 0: after every epoch only
     keep_checkpoints: int = 1  # the newest so many of a stage

@@ -20,6 +20,7 @@ from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import ConfigError, DataError
 from cdpo_lightning.history import History
 from cdpo_lightning.models import adapters, causal_lm
+from cdpo_lightning.models.placement import park
 from cdpo_lightning.models.published import require_folder
 from cdpo_lightning.training import Stage, fit
 
@@ -47,6 +48,13 @@ class Bench:
         """Text to the policy's token ids."""
         model = self.config.model
         return Encoder(self.tokenizer, model.template, model.max_prompt_tokens, model.max_response_tokens)
+
+    def at_rest(self, model: nn.Module) -> nn.Module:
+        """A model that is trained no more, in evaluation mode: on the device, or parked until it is used."""
+        if self.config.trainer.park_frozen:
+            park(model, self.device)
+            return model.eval()
+        return model.to(self.device).eval()
 
     def fit(self, module: L.LightningModule, data: L.LightningDataModule, stage: Stage, **options: Any) -> L.Trainer:
         """Trains the stage under the run's trainer and history."""

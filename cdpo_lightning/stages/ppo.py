@@ -40,4 +40,4 @@ def train_ppo(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
         bench.fit(module, data, stage, callbacks=[log, budget], logger=logger)
         done({"lambda": data.dual.lam, "rounds": data.dual.round})
     spent = trained(budget, data.dual, 1 + len(critics) + networks_of(judge))
-    return Trained(module.model.to(bench.device).eval(), dual_metrics(data.dual, constraint, plan.ppo.lambda_init), {}, spent)
+    return Trained(bench.at_rest(module.model), dual_metrics(data.dual, constraint, plan.ppo.lambda_init), {}, spent)

@@ -94,7 +94,7 @@ def fit_pairs(prepared: Prepared, task: Task, screen: Screen) -> Fitted:
         done({"lambda": data.dual.lam, "rounds": data.dual.round, **adapted})
     rounds = len(callbacks) > 1
     spent = trained(budget, data.dual, 1 + (networks_of(task.judge) if rounds else 0))
-    return Fitted(module.model.to(bench.device).eval(), data.dual, sizes | speed.metrics(), spent)
+    return Fitted(bench.at_rest(module.model), data.dual, sizes | speed.metrics(), spent)
 
 
 def _count(model: nn.Module, trained: bool) -> int:

@@ -18,7 +18,6 @@ from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
 from cdpo_lightning.models.packed_forward import reads_packed
-from cdpo_lightning.models.placement import park
 from cdpo_lightning.run_folder import begin_run
 from cdpo_lightning.scoring import Judge, ModelScorer
 from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples
@@ -85,9 +84,8 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
             done(found)
         metrics |= found
     reference.requires_grad_(False)
-    if config.trainer.park_frozen:
-        for model in [reference, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
-            park(model, bench.device)
+    for model in [reference, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
+        bench.at_rest(model)
     judge = Judge(
         reward=scorers["reward"],
         cost=scorers["cost"],

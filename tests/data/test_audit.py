@@ -287,6 +287,7 @@ def both(row: dict) -> tuple:
     return (row["prompt"], *sorted([row["response_0"], row["response_1"]]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set CDPO_DATA to its folder")
 @pytest.mark.parametrize("name", ["pku_saferlhf_raw.jsonl", "pku_saferlhf_pairs.jsonl"])
 @pytest.mark.parametrize("policy", POLICIES)

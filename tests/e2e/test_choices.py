@@ -32,6 +32,7 @@ def lambdas(config: RunConfig) -> list[float]:
     return [float(rounds[0]["dual/lambda"]), *(float(row["dual/lambda_next"]) for row in rounds)]
 
 
+@pytest.mark.slow
 def test_an_unreachable_limit_is_a_result_and_said(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     config = configure(ORACLE, "constraint.c_limit=-4")
     run(config)

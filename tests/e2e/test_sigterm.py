@@ -59,6 +59,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return steps
 
 
+@pytest.mark.slow
 def test_a_run_told_to_end_in_every_stage_ends_as_if_it_had_not_been(
     configured: Configured, tmp_path: Path, told: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_no_space_for_a_checkpoint_is_one_error_and_the_last_one_stays(
     filled: tuple[RunConfig, Metrics], configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_all_pairs_with_soft_labels_train_to_the_optimum():
     torch.testing.assert_close(policy, world.optimum, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_argmax_labels_train_past_the_optimum():
     """Method fact 5: no finite minimiser. The loss goes on falling and the best response takes all."""
     world = Tabular()

@@ -138,6 +138,7 @@ def train(folder, *callbacks, resume=False):
     return data, budget
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     """Weights of all three networks to the last bit, lambda round by round, the window, the budget and the history."""
     whole, spent = train(tmp_path / "whole")

@@ -119,6 +119,7 @@ def test_the_first_answer_of_one_method_to_each_prompt(tmp_path: Path) -> None:
     assert first_answers(tmp_path, "cdpo", []) == {}
 
 
+@pytest.mark.slow
 def test_five_hundred_runs_are_small_and_soon_written(tmp_path: Path) -> None:
     write_sweep(tmp_path, 500)
     begin = time.process_time()

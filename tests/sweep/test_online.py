@@ -71,6 +71,7 @@ def test_online_the_server_is_told_of_the_run_its_curves_and_its_end(stub: Stub,
     assert any("dual/round" in json.dumps(metrics) for metrics in axes), "the axis of the dual's curves goes with the run"
 
 
+@pytest.mark.slow
 def test_the_dashboard_is_saved_with_all_its_parts(stub: Stub, tmp_path: Path) -> None:
     pytest.importorskip("wandb_workspaces", reason="pip install -e '.[dashboard]'")
     command = [sys.executable, str(ROOT / "sweeps" / "dashboard.py"), "me", "cdpo", "grid"]

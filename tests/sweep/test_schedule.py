@@ -79,6 +79,7 @@ def test_started_again_the_done_are_left_alone_and_the_failed_go_on(tmp_path: Pa
     assert starts(tmp_path, 1) == ["", "resume=true"]
 
 
+@pytest.mark.slow
 def test_at_most_so_many_at_a_time(tmp_path: Path) -> None:
     begin = time.monotonic()
     run(tmp_path, [job(tmp_path, number, seconds=0.6) for number in range(4)], places=2)
@@ -139,6 +140,7 @@ def launcher(folder: Path, long: float) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
     process = launcher(tmp_path, 600)
@@ -169,6 +171,7 @@ def test_a_sweep_killed_and_started_again_waits_for_what_still_runs(tmp_path: Pa
     assert [len(starts(tmp_path, number)) for number in range(3)] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_job_left_running_and_then_killed_is_started_again(tmp_path: Path) -> None:
     left = start(job(tmp_path, 0, 600), ())
     while not (tmp_path / "0" / "starts").exists():

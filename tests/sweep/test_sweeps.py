@@ -82,6 +82,7 @@ def test_jobs_that_would_share_a_folder_are_refused_before_any_is_started(tmp_pa
     assert not (tmp_path / "one").exists()
 
 
+@pytest.mark.slow
 def test_jobs_that_are_all_refused_end_the_sweep_with_2(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "policy.beta=-2,-1", "hydra.sweep.dir=sweep")
     assert done.returncode == 2
@@ -92,6 +93,7 @@ def test_jobs_that_are_all_refused_end_the_sweep_with_2(tmp_path: Path) -> None:
     assert [job["state"] for job in json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]] == ["failed"] * 2
 
 
+@pytest.mark.slow
 def test_no_place_for_a_job_is_refused(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "policy.beta=0.1,0.2", "hydra.launcher.jobs=0")
     assert (done.returncode, done.stderr) == (2, "error: hydra.launcher.jobs=0: expected a whole number, at least 1\n")
