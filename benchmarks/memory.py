@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py            prints a table in Markdown
 
-The peak is that of the process. What a process takes without a model of any size is that of a run with a tiny one, and is taken off
-both: compared are the differences. One dual round is part of the run, so ZeRO-3 gathers the model once.
+The peak is that of the process in steps and dual rounds. What it takes without a model of any size is that of a run with a tiny
+one, and is taken off both: compared are the differences. One dual round is part of the run, so ZeRO-3 gathers the model once. glibc
+is told to give freed blocks back at once, as a GPU's allocator counts them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ FIXED = [
     f"policy.batch_size={ROWS * PAIRS}", f"policy.pairs_per_row={PAIRS}", "policy.refresh=0", "constraint.samples_per_prompt=2",
     "method.baselines=[]", "stages=[policy]", "trainer=deepspeed_cpu", "trainer.num_threads=1",
 ]  # fmt: skip
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SIZES = (256, 384, 512)  # hidden size, eight layers
 
 
@@ -48,7 +50,7 @@ def measured(hidden: int, stage: int) -> float:
         sizes = [f"model.architecture.{name}={size}" for name, size in architecture(hidden).items()]
         places = [f"run_dir={folder}/run", f"artifacts_dir={folder}/store", f"trainer.strategy=deepspeed_zero{stage}"]
         command = [sys.executable, str(ROOT / "run.py"), *FIXED, *sizes, *places]
-        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), **GIVE_BACK}, stdout=subprocess.DEVNULL)
         metrics = json.loads((Path(folder) / "run/metrics.json").read_text(encoding="utf-8"))
     return float(metrics["speed/peak_memory_gb"]) * 1e9
 
@@ -59,13 +61,8 @@ def estimated(hidden: int, stage: int) -> float:
     assert shape is not None
     trainer = replace(TrainerConfig(), devices=2, strategy=f"deepspeed_zero{stage}")
     tokens = ROWS // 2 * (6 + 2 * PAIRS * 8)
-    gathered = 4 * shape.parameters if stage == 3 else 0
-    return (
-        sum(per_rank(shape, trainer, stage).values())
-        + activations(shape, tokens, "32-true", False)
-        + 4 * shape.parameters
-        + gathered
-    )
+    held, gathered = sum(per_rank(shape, trainer, stage).values()), 4 * shape.parameters if stage == 3 else 0
+    return held + activations(shape, tokens, "32-true", False) + 4 * shape.parameters + gathered
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def fit_pairs(prepared: Prepared, task: Task, screen: Screen) -> Fitted:
     module = PolicyModule(model, policy)
     task.folder.mkdir(parents=True, exist_ok=True)
     speed, budget = Speed(), Budget()
-    callbacks: list[Any] = [speed]
+    callbacks: list[Any] = []
     if task.constraint.kind == "dual" or policy.refresh:
         say, history = screen.round, bench.history
         common = (task.constraint, policy, task.judge, prepared.prompts, history, task.who, task.folder, config.seed)
@@ -88,12 +88,11 @@ def fit_pairs(prepared: Prepared, task: Task, screen: Screen) -> Fitted:
     stage = Stage("policy", policy.epochs, task.folder, config.seed, task.who, policy.gradient_clip)
     with screen.stage(task.who) as done:
         logger = make_logger(config.logger, bench.folder, task.who, baseline=task.who != config.who)
-        bench.fit(module, data, stage, callbacks=[*callbacks, budget], logger=logger)
+        bench.fit(module, data, stage, callbacks=[*callbacks, speed, budget], logger=logger)
         part = sizes["model/trainable_parameters"]
         adapted = {} if part == sizes["model/parameters"] else {"trained parameters": part}
         done({"lambda": data.dual.lam, "rounds": data.dual.round, **adapted})
-    rounds = len(callbacks) > 1
-    spent = trained(budget, data.dual, 1 + (networks_of(task.judge) if rounds else 0))
+    spent = trained(budget, data.dual, 1 + (networks_of(task.judge) if callbacks else 0))
     return Fitted(bench.at_rest(module.model), data.dual, sizes | speed.metrics(), spent)
 
 
