@@ -1,7 +1,8 @@
 """What training a model takes of a device's memory, from its shape alone: nothing is loaded, no weight is needed.
 
 Bytes a parameter: float32 weights 4, gradient 4, Adam's two moments 8; ZeRO's optimizer keeps a float32 copy of the weights, 4
-more, and shards it with the moments. `bf16-mixed` changes the matrix products only; under `bf16-true` weights and gradients take 2.
+more, and shards it with the moments; an intermediate result of its step takes 4 more. `bf16-mixed` changes the matrix products
+only; under `bf16-true` weights and gradients take 2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cdpo_lightning.errors import ModelError
 from cdpo_lightning.maths.logprobs import CHUNK_ELEMENTS
 from cdpo_lightning.models.causal_lm import freeze_lower, options_of, source_folder
 
-_MASTER, _MOMENTS = 4, 8  # bytes a trained parameter
+_MASTER, _MOMENTS, _STEP = 4, 8, 4  # bytes a trained parameter
 _BUCKET = 500_000_000  # gradients that DeepSpeed exchanges at once, at most
 
 
@@ -96,5 +97,5 @@ def per_rank(shape: Shape, trainer: TrainerConfig, stage: int) -> dict[str, int]
     return {
         "weights": width * n // (ranks if stage == 3 else 1),
         "gradients": width * (trained // (ranks if stage > 1 else 1) + (bucket if stage > 1 else 0)),
-        "optimizer": (_MASTER + _MOMENTS) * trained // ranks,
+        "optimizer": (_MASTER + _MOMENTS + _STEP) * trained // ranks,
     }

@@ -41,15 +41,15 @@ def test_what_is_frozen_is_not_trained() -> None:
 
 
 def test_the_bytes_of_each_stage_by_hand() -> None:
-    """A million parameters, four ranks. DDP: 4 + (4 + 4) + 8 each; ZeRO shards the optimizer's 12, then gradients, then weights."""
+    """A million parameters, four ranks. DDP: 4 + (4 + 4) + 8 each; ZeRO shards the optimizer's 16, then gradients, then weights."""
     shape = replace(shape_of(ModelConfig(architecture=SMALL), 100), parameters=10**6, trainable=10**6)  # type: ignore[type-var]
     trainer = TrainerConfig(devices=4)
     megabytes = [{k: v / 1e6 for k, v in per_rank(shape, trainer, stage).items()} for stage in range(4)]
     assert megabytes == [
         {"weights": 4.0, "gradients": 8.0, "optimizer": 8.0},
-        {"weights": 4.0, "gradients": 4.0, "optimizer": 3.0},
-        {"weights": 4.0, "gradients": 5.0, "optimizer": 3.0},
-        {"weights": 1.0, "gradients": 5.0, "optimizer": 3.0},
+        {"weights": 4.0, "gradients": 4.0, "optimizer": 4.0},
+        {"weights": 4.0, "gradients": 5.0, "optimizer": 4.0},
+        {"weights": 1.0, "gradients": 5.0, "optimizer": 4.0},
     ]
 
 
