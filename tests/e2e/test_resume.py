@@ -85,6 +85,7 @@ class Interrupt:
         monkeypatch.setattr(HistoryCallback, "on_train_batch_end", interrupted)
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_in_every_stage_ends_as_if_it_had_not_been(
     uninterrupted: dict[str, object], configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
