@@ -28,7 +28,7 @@ test: $(DEV) $(SMOLLM2) ## install, then the whole CPU test-suite, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser" --durations=15 $(PYTEST_FLAGS)
 
 fast: $(DEV) ## the tests that take seconds, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not slow" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not browser and not slow" $(PYTEST_FLAGS)
 
 check: $(DEV) ## format, lint, types, the direction of imports, the fast tests
 	$(BIN)/ruff format --check .
