@@ -17,7 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from certificate import ROOT, binding_range, compose
+from certificate import binding_range, compose
+from methods_page import Row, write
 
 SHARE, WITHHELD = 0.5, 0.25
 WORLDS: Mapping[str, list[str]] = {
@@ -30,21 +31,6 @@ WORLDS: Mapping[str, list[str]] = {
         "method.baselines=[pd_dpo]",
     ],
 }
-# KL to the optimum in nats and |E[c] - C_limit| in cost units that a method has to reach.
-BOUNDS = {"cdpo": (0.03, 0.05), "cdpo_fixed": (0.03, None), "pd_dpo_complete": (0.05, 0.06), "ppo_lag": (0.15, 0.08)}
-COLUMNS = (
-    "KL to optimum",
-    "E[c] - C_limit",
-    "E[r]",
-    "support",
-    "trained tokens",
-    "sampled tokens",
-    "scorer forwards",
-    "models",
-    "s",
-)
-Row = dict[str, float]
-Runs = dict[int, dict[str, Row]]  # by seed and method
 
 
 @dataclass(frozen=True)
@@ -102,125 +88,6 @@ def rows(m: Mapping[str, object]) -> dict[str, Row]:
     return found
 
 
-def mean(values: list[float]) -> float:
-    """Their mean; nan if one was not measured."""
-    return sum(values) / len(values)
-
-
-def by_method(runs: Runs) -> dict[str, list[Row]]:
-    """The rows of each method over the seeds, the nearest to the optimum first."""
-    every: dict[str, list[Row]] = {}
-    for _, found in sorted(runs.items()):
-        for who, row in found.items():
-            every.setdefault(who, []).append(row)
-    return dict(sorted(every.items(), key=lambda item: mean([row["KL to optimum"] for row in item[1]])))
-
-
-def _cell(name: str, values: list[float]) -> str:
-    if mean(values) != mean(values):
-        return "–"
-    if name in ("trained tokens", "sampled tokens", "scorer forwards"):
-        return f"{mean(values):,.0f}"
-    if name in ("models", "s"):
-        return f"{mean(values):.0f}"
-    spread = f" [{min(values):.3f}, {max(values):.3f}]" if len(values) > 1 and name != "support" else ""
-    return f"{mean(values):.3f}{spread}"
-
-
-def table(runs: Runs) -> str:
-    """Means over the seeds, with the smallest and the largest value, in Markdown."""
-    from cdpo_lightning.report.wording import name_of
-
-    lines = [["method", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
-    for who, found in by_method(runs).items():
-        lines.append([name_of(who), *(_cell(name, [row[name] for row in found]) for name in COLUMNS)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def bounds(runs: Runs) -> str:
-    """How many seeds meet what each method has to reach, as a list in Markdown."""
-    from cdpo_lightning.report.wording import name_of
-
-    said = []
-    for who, (kl, cost) in BOUNDS.items():
-        own = [found[who] for found in runs.values() if who in found]
-        met = sum(r["KL to optimum"] <= kl and (cost is None or abs(r["E[c] - C_limit"]) <= cost) for r in own)
-        asked = f"KL <= {kl}" + (f" and |E[c] - C_limit| <= {cost}" if cost else "")
-        said.append(f"* {name_of(who)}, {asked}: {met} of {len(own)} seeds.")
-    pairs = [(f["o_pd_dpo"], f["pd_dpo"]) for f in runs.values() if {"o_pd_dpo", "pd_dpo"} <= set(f)]
-    met = sum(o["KL to optimum"] <= p["KL to optimum"] / 2 and abs(o["E[c] - C_limit"]) <= 0.1 for o, p in pairs)
-    said.append(f"* O-PD-DPO, at most half of PD-DPO's KL and |E[c] - C_limit| <= 0.1: {met} of {len(pairs)} seeds.")
-    return "\n".join(said) + "\n"
-
-
-def paired(runs: Runs) -> str:
-    """PD-DPO's distance less O-PD-DPO's, seed by seed, with a 95 % t interval of the mean."""
-    import torch
-
-    from cdpo_lightning.maths.statistics import clustered_mean
-
-    both = {seed: (f["pd_dpo"]["KL to optimum"], f["o_pd_dpo"]["KL to optimum"]) for seed, f in sorted(runs.items())}
-    lines = ["| seed | PD-DPO | O-PD-DPO | difference |", "| ---: | ---: | ---: | ---: |"]
-    lines += [f"| {seed} | {p:.3f} | {o:.3f} | {p - o:.3f} |" for seed, (p, o) in both.items()]
-    difference = torch.tensor([p - o for p, o in both.values()], dtype=torch.float64)
-    found = clustered_mean(difference, torch.arange(len(difference)))
-    interval = f", 95 % interval [{found.low:.3f}, {found.high:.3f}] (paired t, {len(both)} seeds)" if len(both) > 1 else ""
-    return "\n".join(lines) + f"\n\nMean difference {found.mean:.3f} nats{interval}.\n"
-
-
-def figure(runs: Runs, path: Path) -> None:
-    """Distance to the optimum against sampled and trained tokens: a point a seed, the name at the methods' means."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from cdpo_lightning.report.labels import Label, point_labels
-    from cdpo_lightning.report.style import STYLE, colour_of, text_colour
-    from cdpo_lightning.report.wording import name_of
-
-    with plt.rc_context(STYLE):
-        drawn, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-        for axes, budget in zip(panels, ("sampled tokens", "trained tokens"), strict=True):
-            labels = []
-            for who, found in by_method(runs).items():
-                known = [(row[budget], row["KL to optimum"]) for row in found if row[budget] == row[budget]]
-                if not known:
-                    continue
-                x, y = (mean(list(values)) for values in zip(*known, strict=True))
-                axes.plot(*zip(*known, strict=True), "o", ms=3, alpha=0.5, color=colour_of(who))
-                axes.plot(x, y, "o", ms=8, color=colour_of(who))
-                labels.append(Label(x, y, name_of(who), text_colour(who)))
-            axes.set_yscale("log")
-            axes.set_xscale("symlog", linthresh=1e4)
-            axes.set_xlim(-1500, 2 * max(row[budget] for found in runs.values() for row in found.values()))
-            axes.set_xlabel(f"{budget} (linear to 10,000, then logarithmic)")
-            drawn.canvas.draw()
-            point_labels(axes, labels)
-        panels[0].set_ylabel("KL to the exact optimum, nats")
-        panels[0].set_title("Distance against tokens sampled")
-        panels[1].set_title("Distance against tokens trained on")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, dpi=110)
-        plt.close(drawn)
-
-
-def write(found: Mapping[str, Runs]) -> None:
-    """docs/results/methods.md and its figure."""
-    text = (ROOT / "benchmarks" / "methods_head.md").read_text()
-    seeds = ", ".join(str(seed) for seed in sorted(found["all"]))
-    text += f"\nSeeds with a run: {seeds}.\n\n" + table(found["all"]) + "\n## What was asked of them\n\n" + bounds(found["all"])
-    text += "\n![Distance against tokens](../images/methods.png)\n"
-    if found["withheld"]:
-        text += (
-            f"\n## Pairs that do not cover the optimum\n\nThe best {WITHHELD:.0%} of each prompt's responses, by true reward less"
-        )
-        text += " cost, stand in no pair.\nKL to the optimum, nats:\n\n" + paired(found["withheld"])
-    path = ROOT / "docs" / "results" / "methods.md"
-    path.write_text(text)
-    figure(found["all"], ROOT / "docs" / "images" / "methods.png")
-
-
 def _start(job: Job, folder: Path) -> None:
     with (folder / f"{job.world}-seed{job.seed}.log").open("a") as log:
         os.dup2(log.fileno(), 1)
@@ -244,7 +111,7 @@ def main() -> None:
         with ProcessPoolExecutor(args.jobs) as pool:
             list(pool.map(_start, jobs, [folder] * len(jobs)))
     ended = [job for job in jobs if (folder / f"{job.world}-seed{job.seed}" / "metrics.json").exists()]
-    write({world: {job.seed: rows(one(job, folder)) for job in ended if job.world == world} for world in WORLDS})
+    write({world: {job.seed: rows(one(job, folder)) for job in ended if job.world == world} for world in WORLDS}, WITHHELD)
 
 
 if __name__ == "__main__":
