@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cdpo_lightning.config import ModelConfig
-from cdpo_lightning.data.packing import Row
+from cdpo_lightning.data.packing import Row, row_length
 from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.models import causal_lm
 
@@ -80,7 +80,7 @@ class Pairs:
     @property
     def tokens(self) -> int:
         """Real tokens of all rows, each prompt counted once."""
-        return sum(len(prompt) + sum(map(len, responses)) for prompt, responses in self.rows)
+        return sum(row_length(*row) for row in self.rows)
 
     @property
     def response_tokens(self) -> int:
@@ -114,7 +114,7 @@ def load_pairs(args: argparse.Namespace) -> Pairs:
             safer = found["safer_response_id"]
             text = (found["prompt"], found[f"response_{1 - safer}"], found[f"response_{safer}"])
             row = (encoder.prompt(text[0]), [encoder.response(answer) for answer in text[1:]])
-            if len(row[0]) + sum(map(len, row[1])) >= args.min_tokens:
+            if row_length(*row) >= args.min_tokens:
                 rows.append(row)
                 texts.append(text)
     if len(rows) < args.num_pairs:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.data.closed_form import World
-from cdpo_lightning.data.packing import Row, pack
+from cdpo_lightning.data.packing import Row, pack, row_length
 from cdpo_lightning.data.templates import Encoder, encode_scored
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.generation import Sample, sample
@@ -111,7 +111,7 @@ def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: s
 @torch.no_grad()
 def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) -> Sequence[Tensor]:
     """The same, row by row."""
-    lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rows]
+    lengths = [row_length(*row) for row in rows]
     offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
     found = torch.empty(int(offsets[-1]), dtype=torch.float64)
     with at_work(model) as device, numerics(precision, device):

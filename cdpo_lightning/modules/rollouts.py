@@ -68,9 +68,8 @@ class Rollouts(L.LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         if epoch >= self.ppo.rounds:  # a stage that had ended is resumed: Lightning asks for a loader that it never reads
             return DataLoader([])
-        if (
-            epoch < self.dual.round
-        ):  # resumed, Lightning asks for the last round's too, counts it and lets it go: not to be stepped twice
+        # Resumed, Lightning asks for the last round's too, counts it and lets it go: not to be stepped twice.
+        if epoch < self.dual.round:
             return DataLoader([None])
         seed = self.seed * 100_003 + epoch + 1
         prompts = [self.prompts[i] for i in choose_prompts(len(self.prompts), self.constraint.prompts, seed).tolist()]
@@ -128,8 +127,9 @@ class Rollouts(L.LightningDataModule):
 
     def _constants(self, rows: list[Row], measured: Measurement) -> Tensor:
         """log pi, advantage, values and returns of every token, [6, N], episodes in the order of the samples."""
+        flat = []
         with self._whole(self.module.model) as model:
-            flat = [self._per_token(lambda r: response_token_logp(model, r), rows)]
+            flat.append(self._per_token(lambda r: response_token_logp(model, r), rows))
         with at_work(self.judge.reference):
             flat.append(self._per_token(lambda r: response_token_logp(self.judge.reference, r), rows))
         for network in (self.module.reward_critic, self.module.cost_critic):
