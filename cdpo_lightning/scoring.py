@@ -22,6 +22,7 @@ from cdpo_lightning.models.generation import Sample, sample
 from cdpo_lightning.models.packed_forward import numerics, response_logp
 from cdpo_lightning.models.placement import at_work
 from cdpo_lightning.models.score_model import pad
+from cdpo_lightning.models.vllm_generation import VLLM
 
 Text = tuple[str, str]  # prompt, response
 
@@ -160,6 +161,7 @@ class Judge:
     batch_size: int
     sample_batch: int
     precision: str
+    engine: VLLM | None = None  # samples in the policy's place
 
     def draw(
         self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
@@ -198,8 +200,22 @@ class Judge:
     ) -> list[list[Sample]]:
         """The samples of each prompt."""
         with at_work(model) as device, numerics(self.precision, device):
-            found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
+            if self.engine:
+                found = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
+            else:
+                found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
         return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
+
+    def _from_engine(
+        self, engine: VLLM, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
+    ) -> list[Sample]:
+        """Samples drawn by another engine; what they weigh is what the policy itself says."""
+        eos = encoder.eos
+        drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, eos, seed)
+        rows: list[Row] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
+        owners = [number for number, responses in enumerate(drawn) for _ in responses]
+        logp = [float(value) for value in _logp(model, rows, self.batch_size, self.precision)]
+        return [Sample(p, tuple(r[0]), r[0][-1] == eos, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]
 
     def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
         """log pi_ref of each sample; equal samples are run once."""

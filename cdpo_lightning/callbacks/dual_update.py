@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdpo_lightning import ranks
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
@@ -28,7 +28,7 @@ from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance
 from cdpo_lightning.models.adapters import learned
 from cdpo_lightning.scoring import Judge, Measurement
-from cdpo_lightning.strategies import whole_model
+from cdpo_lightning.strategies import host_copies, whole_model
 
 Row = dict[str, Any]
 Feedback = Callable[[Tensor, int], Tensor]  # what the dual step is told of the costs [N] of a round's samples; a seed
@@ -123,7 +123,8 @@ class DualUpdate(L.Callback):
             measured = self.judge.measure(model, prompts, self.constraint.samples_per_prompt, seed)
             before, table = data.dual, data.table
             row = self.step(data, measured, chosen)
-            self._keep_best(data, measured, model)
+        if self._note_best(data, measured):
+            self._save(host_copies(trainer, learned(pl_module.model)))  # type: ignore[arg-type]
         ranks.require_equal("lambda", data.dual.lam)
         if data.objective.relabels:
             row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
@@ -170,18 +171,19 @@ class DualUpdate(L.Callback):
             **measured.facts(),
         }
 
-    def _keep_best(self, data: PairDataModule, measured: Measurement, model: nn.Module) -> None:
-        """Saves the weights if this round meets the limit and has the best E[r] - beta KL of those that did."""
+    def _note_best(self, data: PairDataModule, measured: Measurement) -> bool:
+        """Notes in the data module, and says, that this round meets the limit with the best E[r] - beta KL of those that did."""
         kl = float((measured.policy_logp - measured.reference_logp).mean())
         value = float(data.objective.utility(measured.reward, measured.cost, 0.0).mean()) - self.policy.beta * kl
-        if data.dual.expected_cost <= self.constraint.c_limit and value > data.dual.best_value:
-            data.update(best_round=data.dual.round, best_value=value)
-            self._save(model)
+        if data.dual.expected_cost > self.constraint.c_limit or value <= data.dual.best_value:
+            return False
+        data.update(best_round=data.dual.round, best_value=value)
+        return True
 
-    def _save(self, model: nn.Module) -> None:
+    def _save(self, weights: dict[str, Tensor]) -> None:
         if ranks.first():
             with whole_file(self.folder / "best_feasible.safetensors") as temporary:
-                save_file({n: p.detach().cpu().contiguous() for n, p in learned(model).items()}, temporary)
+                save_file(weights, temporary)
 
 
 def _mean_lowest(data: PairDataModule, measured: Measurement, chosen: Tensor) -> float:

@@ -35,9 +35,11 @@ class ModelConfig:
     scorer_trainable_layers: int = 0  # how many of those are trained, the rest and the embedding frozen; 0: everything
     trainable_layers: int = 0  # how many of the last layers are trained, the rest and the embedding frozen; 0: everything
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the layers while they are trained
     lora_rank: int = 0  # rank of low-rank adapters on every linear layer, which alone are trained; 0: none
     lora_alpha: float = 16.0  # their output is scaled by lora_alpha / lora_rank
     lora_merge: bool = True  # export an ordinary model; false: the adapters alone
+    quantize: str = ""  # nf4: the weights beside the adapters in 4 bits (QLoRA)
 
     def __post_init__(self) -> None:
         choice("model.template", self.template, ("plain", "chat", "beaver"))
@@ -51,6 +53,13 @@ class ModelConfig:
         require(self.lora_alpha > 0, "model.lora_alpha", self.lora_alpha, "more than 0")
         both = bool(self.lora_rank and self.trainable_layers)
         require(not both, "model.lora_rank", self.lora_rank, "0 with model.trainable_layers: adapters or layers are trained")
+        choice("model.quantize", self.quantize, ("", "nf4"))
+        require(
+            bool(self.lora_rank) or not self.quantize,
+            "model.quantize",
+            self.quantize,
+            "empty unless model.lora_rank is more than 0",
+        )
         require(self.scorer_layers >= 0, "model.scorer_layers", self.scorer_layers, "0 (all) or more")
 
     def require_architecture(self) -> None:

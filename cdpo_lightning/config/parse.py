@@ -19,6 +19,7 @@ from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
     FitConfig,
+    GenerationConfig,
     LoggerConfig,
     PolicyConfig,
     ScorerConfig,
@@ -37,6 +38,7 @@ _GROUPS: dict[str, type] = {
     "primal_dual": PrimalDualConfig,
     "ppo": PPOConfig,
     "evaluation": EvaluationConfig,
+    "generation": GenerationConfig,
     "trainer": TrainerConfig,
     "logger": LoggerConfig,
 }

@@ -14,6 +14,7 @@ from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
     FitConfig,
+    GenerationConfig,
     LoggerConfig,
     PolicyConfig,
     ScorerConfig,
@@ -22,7 +23,7 @@ from cdpo_lightning.config.training import (
 from cdpo_lightning.errors import ConfigError
 
 # Of the trainer, what may be another when a run is resumed: how many ranks share the work, and where things are kept.
-_HOW = ("devices", "num_nodes", "offload", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints")
+_HOW = ("devices", "num_nodes", "offload", "gather", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints")
 STAGES = ("sft", "reward", "cost", "policy", "evaluate", "report")
 
 
@@ -61,6 +62,7 @@ class RunConfig:
     primal_dual: PrimalDualConfig
     ppo: PPOConfig
     evaluation: EvaluationConfig
+    generation: GenerationConfig
     trainer: TrainerConfig
     logger: LoggerConfig
     judged: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
@@ -81,6 +83,21 @@ class RunConfig:
                 )
             self.model.require_architecture()
         self._require_method()
+        self._require_model_fits_trainer()
+
+    def _require_model_fits_trainer(self) -> None:
+        """Raises:
+        ConfigError: weights in 4 bits are to be sharded, or trained; or layers compiled whose parameters come and go.
+        """
+        value, compiled = self.model.quantize, self.model.compile
+        require(
+            not compiled or self.trainer.zero != 3, "model.compile", compiled, "false with ZeRO-3, which gathers layers by hooks"
+        )
+        require(not value or self.trainer.zero != 3, "model.quantize", value, "empty with ZeRO-3, which would shard the weights")
+        engine, gather = self.generation.engine, self.trainer.gather
+        require(engine == "torch" or gather == "whole", "generation.engine", engine, "torch with trainer.gather=layer")
+        ppo = [who for who in self.trained if self.plan(who).recipe.trainer == "ppo"]
+        require(not value or not ppo, "model.quantize", value, f"empty with {', '.join(ppo)}, which trains all weights")
 
     def _require_method(self) -> None:
         """Raises:

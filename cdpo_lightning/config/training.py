@@ -136,6 +136,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class GenerationConfig:
+    """Who draws the samples of dual rounds and evaluation. `engine`: torch, the policy where it lies; vllm, in its own process."""
+
+    engine: str = "torch"
+    gpu_memory: float = 0.4  # vllm: its share of the GPU's memory
+
+    def __post_init__(self) -> None:
+        choice("generation.engine", self.engine, ("torch", "vllm"))
+        require(0 < self.gpu_memory < 1, "generation.gpu_memory", self.gpu_memory, "(0, 1)")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """What Lightning's Trainer is given. Among several ranks each takes its share of every batch; batch sizes are the run's."""
 
@@ -145,6 +157,7 @@ class TrainerConfig:
     precision: str = "32-true"
     strategy: str = "auto"  # auto: one process, or ddp; deepspeed_zero1, 2, 3 shard optimizer, gradients, parameters
     offload: bool = False  # DeepSpeed: optimizer state, with zero3 parameters too, in the memory of the host
+    gather: str = "whole"  # ZeRO-3, while the policy samples: whole, once a dual round; layer: each when it is run, slower
     park_frozen: bool = False  # models that are trained no more in the memory of the host while they are not used
     accumulate_grad_batches: int = 1
     checkpoint_every_n_steps: int = 0  # within an epoch; 0: after every epoch only
@@ -158,6 +171,13 @@ class TrainerConfig:
         choice("trainer.accelerator", self.accelerator, ("cpu", "gpu", "auto"))
         choice("trainer.precision", self.precision, ("auto", "32-true", "bf16-mixed", "bf16-true"))
         choice("trainer.strategy", self.strategy, ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"))
+        choice("trainer.gather", self.gather, ("whole", "layer"))
+        require(
+            self.zero == 3 or self.gather == "whole",
+            "trainer.gather",
+            self.gather,
+            "whole unless trainer.strategy is deepspeed_zero3",
+        )
         require(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
         require(self.zero > 0 or not self.offload, "trainer.offload", self.offload, "false unless trainer.strategy is of DeepSpeed")
         require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")

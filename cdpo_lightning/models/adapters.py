@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
+from cdpo_lightning.models.quantized import is_quantized, opened, quiet_bitsandbytes
 
 _MARK = "lora_"  # in the name of every parameter of an adapter
 
@@ -27,6 +29,7 @@ def with_adapters(model: nn.Module, config: ModelConfig, seed: int, share: bool 
     """
     if find_spec("peft") is None:
         raise ModelError(f"model.lora_rank={config.lora_rank}: peft is not installed; try: pip install 'cdpo-lightning[lora]'")
+    quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
     adapted = copy.deepcopy(model, {id(p): p for p in model.parameters()} if share else None)
@@ -56,21 +59,41 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in every.items() if _MARK in name} or every
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """An ordinary model that computes what `model` computes with its adapters; `model` itself if it has none."""
+def merged(model: nn.Module, onto: nn.Module | None = None) -> nn.Module:
+    """An ordinary model that computes what `model` computes with its adapters; `model` itself if it has none.
+
+    Out of a quantised one it lies in the memory of the host.
+
+    Args:
+        onto: of a quantised model, its weights before they were: what was learned is added to those.
+    """
     if not are_in(model):
         return model
     from peft.tuners.lora import LoraLayer
 
     plain = copy.deepcopy(model)
+    if is_quantized(model):
+        plain = plain.to("cpu")  # in full precision it may not fit where it was trained
     for name, part in list(plain.named_modules()):
         if isinstance(part, LoraLayer):
-            part.merge()
             parent, _, own = name.rpartition(".")
-            setattr(plain.get_submodule(parent), own, part.get_base_layer())
-    if hasattr(plain, "peft_config"):
-        del plain.peft_config
+            setattr(plain.get_submodule(parent), own, _merged_layer(part, onto.get_submodule(name) if onto else None))
+    for mark in ("peft_config", "is_loaded_in_4bit"):
+        vars(plain).pop(mark, None)
     return plain
+
+
+def _merged_layer(part: Any, onto: Any) -> nn.Module:
+    """The layer with its adapter added to its weights."""
+    base = part.get_base_layer()
+    if base.weight.is_floating_point():
+        part.merge()
+        return base
+    layer = opened(base) if onto is None else copy.deepcopy(onto)
+    (name,) = part.active_adapters
+    with torch.no_grad():
+        layer.weight += part.get_delta_weight(name).to(layer.weight)
+    return layer
 
 
 def save(model: nn.Module, config: ModelConfig, folder: Path) -> None:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cdpo_lightning import ranks
 from cdpo_lightning.models.kv_cache import growing_cache
+from cdpo_lightning.models.layers import eagerly
 from cdpo_lightning.models.packed_forward import reads_packed
 
 
@@ -80,8 +82,9 @@ class _Batch:
         return *result, token
 
     def drop_ended(self, token: Tensor) -> Tensor:
-        """Removes ended rows once a quarter has ended; the tokens of the rows that stay."""
-        if int(self.ended.sum()) * 4 < len(self.row):
+        """Removes ended rows once a quarter has ended; the tokens of those that stay. If all have ended, they wait."""
+        ended = int(self.ended.sum())
+        if ended * 4 < len(self.row) or ended == len(self.row):
             return token
         keep = (~self.ended).nonzero()[:, 0]
         self.cache.batch_select_indices(keep)
@@ -106,10 +109,16 @@ def _sample_batch(model: nn.Module, prompts: Sequence[Sequence[int]], uniform: T
         tokens[row, number] = token
         length[row] += 1
         total[row] += logp
-        if bool(batch.ended.all()) or number == steps - 1:
+        ended = bool(batch.ended.all())
+        if number == steps - 1 or (ranks.all_of(ended) if _in_step(model) else ended):
             break
         batch.advance(batch.drop_ended(every))
     return tokens, length, total
+
+
+def _in_step(model: nn.Module) -> bool:
+    """Whether the ranks have to run the model equally often, as they gather it layer by layer."""
+    return bool(getattr(model, "in_step", False))
 
 
 @torch.no_grad()
@@ -127,13 +136,18 @@ def sample(
     group = max(1, batch_size // samples_per_prompt)
     device = next(model.parameters()).device
     found: dict[int, list[Sample]] = {}
-    for start in range(0, len(order), group):
-        chosen = order[start : start + group]
+    groups = [order[start : start + group] for start in range(0, len(order), group)]
+    spare = ranks.most(len(groups)) - len(groups) if _in_step(model) else 0
+    for chosen in groups:
         drawn = [uniforms(seed, prompts[i], samples_per_prompt, max_new_tokens) for i in chosen]
         uniform = torch.from_numpy(np.concatenate(drawn)).to(device)
-        tokens, length, total = (t.cpu() for t in _sample_batch(model, [prompts[i] for i in chosen], uniform, eos))
+        with eagerly(model):
+            tokens, length, total = (t.cpu() for t in _sample_batch(model, [prompts[i] for i in chosen], uniform, eos))
         for j, i in enumerate(chosen):
             part = slice(j * samples_per_prompt, (j + 1) * samples_per_prompt)
             rows = zip(tokens[part].tolist(), length[part].tolist(), total[part].tolist(), strict=True)
             found[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] == eos, logp) for ids, n, logp in rows]
+    for _ in range(spare):
+        with eagerly(model):  # to run as often as the others
+            _sample_batch(model, [[eos]], torch.zeros(1, max_new_tokens, device=device), eos)
     return [s for i in range(len(prompts)) for s in found[i]]

@@ -2,7 +2,8 @@
 
 Bytes a parameter: float32 weights 4, gradient 4, Adam's two moments 8; ZeRO's optimizer keeps a float32 copy of the weights, 4
 more, and shards it with the moments; an intermediate result of its step takes 4 more. `bf16-mixed` changes the matrix products
-only; under `bf16-true` weights and gradients take 2.
+only; under `bf16-true` weights and gradients take 2. Of a model with adapters these alone
+have gradient and moments; quantised weights take half a byte.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cdpo_lightning.config import ModelConfig, TrainerConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.maths.logprobs import CHUNK_ELEMENTS
 from cdpo_lightning.models.causal_lm import freeze_lower, options_of, source_folder
+from cdpo_lightning.models.quantized import BYTES, linear_layers
 
 _MASTER, _MOMENTS, _STEP = 4, 8, 4  # bytes a trained parameter
 _BUCKET = 500_000_000  # gradients that DeepSpeed exchanges at once, at most
@@ -32,6 +34,7 @@ class Shape:
     hidden: int
     intermediate: int
     vocabulary: int
+    quantized: int = 0  # parameters in 4 bits
 
 
 def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None:
@@ -47,13 +50,17 @@ def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None
         model: nn.Module = AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
     freeze_lower(model, config.trainable_layers)
     text = described.get_text_config()
+    parameters = sum(p.numel() for p in model.parameters())
+    linear: list[nn.Parameter] = [model.get_submodule(name).weight for name in linear_layers(model)]  # type: ignore[misc]
+    adapters = config.lora_rank * sum(sum(weight.shape) for weight in linear)
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=parameters + adapters,
+        trainable=adapters or sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
+        quantized=sum(weight.numel() for weight in linear) if config.quantize else 0,
     )
 
 
@@ -89,13 +96,14 @@ def _layer(shape: Shape, precision: str) -> int:
 def per_rank(shape: Shape, trainer: TrainerConfig, stage: int) -> dict[str, int]:
     """Bytes on one rank of `weights`, `gradients` and `optimizer` under ZeRO stage 0 (none) to 3."""
     width, ranks = (2 if trainer.precision == "bf16-true" else 4), trainer.processes
-    n, trained = shape.parameters, shape.trainable
+    trained = shape.trainable
+    weights = width * (shape.parameters - shape.quantized) + int(BYTES * shape.quantized)
     if stage == 0:
         both = 2 if ranks > 1 else 1  # DDP exchanges them in buckets of their own
-        return {"weights": width * n, "gradients": both * width * trained, "optimizer": 2 * width * trained}
+        return {"weights": weights, "gradients": both * width * trained, "optimizer": 2 * width * trained}
     bucket = min(_BUCKET, trained)
     return {
-        "weights": width * n // (ranks if stage == 3 else 1),
+        "weights": weights // (ranks if stage == 3 else 1),
         "gradients": width * (trained // (ranks if stage > 1 else 1) + (bucket if stage > 1 else 0)),
         "optimizer": (_MASTER + _MOMENTS + _STEP) * trained // ranks,
     }

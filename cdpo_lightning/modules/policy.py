@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +13,14 @@ from cdpo_lightning.data.pair_data import PolicyBatch
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.maths.preference import anchor_loss, dpo_loss
 from cdpo_lightning.models.packed_forward import response_logp
+from cdpo_lightning.modules.learner import Learner
 from cdpo_lightning.modules.optimization import adamw, cosine_to
 
 # Largest mean |log-ratio| before the first step, nats: rounding only. bf16 carries 8 bits, over a hundred tokens.
 _STEP_0_TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 1.0, "bf16-true": 1.0}
 
 
-class PolicyModule(L.LightningModule):
+class PolicyModule(Learner):
     """Minimises the preference loss on the labels that the batch brings [C-DPO, Eq. 13]."""
 
     def __init__(self, model: nn.Module, config: PolicyConfig) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from cdpo_lightning.data.packing import PackedRows
 from cdpo_lightning.maths.ppo import clipped_policy_loss, clipped_value_loss
 from cdpo_lightning.models.packed_forward import response_logp, response_token_logp
 from cdpo_lightning.models.value_model import ValueModel
+from cdpo_lightning.modules.learner import Learner
 from cdpo_lightning.modules.optimization import adamw_groups, cosine_to
 
 _NETWORKS = 3  # actor and two critics read every token
@@ -40,7 +40,7 @@ class PPOBatch:
         return PPOBatch(**{k: v if v is None else v.to(device) for k, v in vars(self).items()})
 
 
-class PPOModule(L.LightningModule):
+class PPOModule(Learner):
     """Minimises the clipped policy loss, both clipped value losses and the demonstrations' negative log-likelihood [SafeRLHF]."""
 
     def __init__(self, model: nn.Module, reward_critic: ValueModel, cost_critic: ValueModel, config: PPOConfig) -> None:

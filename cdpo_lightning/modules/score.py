@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from cdpo_lightning import ranks
 from cdpo_lightning.config import FitConfig
 from cdpo_lightning.models.score_model import ScoreModel
+from cdpo_lightning.modules.learner import Learner
 from cdpo_lightning.modules.optimization import adamw, linear_warmup_decay
 
 
@@ -32,7 +32,7 @@ class ScoreBatch:
         return ScoreBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
 
-class ScoreModule(L.LightningModule, ABC):
+class ScoreModule(Learner, ABC):
     """Trains a score model; a subclass says with which loss."""
 
     def __init__(self, model: ScoreModel, config: FitConfig, steps: int) -> None:

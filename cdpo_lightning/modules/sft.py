@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from cdpo_lightning import ranks
 from cdpo_lightning.config import FitConfig
 from cdpo_lightning.data.packing import PackedRows
 from cdpo_lightning.models.packed_forward import response_logp
+from cdpo_lightning.modules.learner import Learner
 from cdpo_lightning.modules.optimization import adamw, linear_warmup_decay
 
 
@@ -28,7 +28,7 @@ class SFTBatch:
         return SFTBatch(self.rows.to(device), self.weight)
 
 
-class SFTModule(L.LightningModule):
+class SFTModule(Learner):
     """Learns to write the demonstrations."""
 
     def __init__(self, model: nn.Module, config: FitConfig, steps: int) -> None:

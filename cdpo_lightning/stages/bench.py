@@ -20,8 +20,11 @@ from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import ConfigError, DataError
 from cdpo_lightning.history import History
 from cdpo_lightning.models import adapters, causal_lm
+from cdpo_lightning.models.layers import compiled
+from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.models.placement import park
 from cdpo_lightning.models.published import require_folder
+from cdpo_lightning.models.quantized import quantized
 from cdpo_lightning.training import Stage, fit
 
 
@@ -43,6 +46,11 @@ class Bench:
         on_gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if on_gpu else "cpu")
 
+    @property
+    def full_precision(self) -> torch.device:
+        """Where the base model lies as it was loaded: on the device, or in the host's memory if only its 4 bits go there."""
+        return torch.device("cpu") if self.config.model.quantize else self.device
+
     @cached_property
     def encoder(self) -> Encoder:
         """Text to the policy's token ids."""
@@ -58,7 +66,8 @@ class Bench:
 
     def fit(self, module: L.LightningModule, data: L.LightningDataModule, stage: Stage, **options: Any) -> L.Trainer:
         """Trains the stage under the run's trainer and history."""
-        return fit(module, data, stage, self.config.trainer, self.history, progress=self.progress, **options)
+        with compiled(module, self.config.model.compile):
+            return fit(module, data, stage, self.config.trainer, self.history, progress=self.progress, **options)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ def made_of(bench: Bench, base: Base, fit_config: FitConfig, data: Split[Any]) -
         "revision",
         "lora_merge",
         *(() if config.model.lora_rank else ("lora_rank", "lora_alpha")),
+        *(() if config.model.quantize else ("quantize",)),
+        *(() if config.model.compile else ("compile",)),
     }
     model = {k: v for k, v in asdict(config.model).items() if k not in unused}
     trainer = {"precision": config.trainer.precision, "accumulate": config.trainer.accumulate_grad_batches}
@@ -122,7 +133,7 @@ def load_base(bench: Bench) -> Base:
         loaded = causal_lm.build(model.architecture, len(t), t.pad_token_id, t.eos_token_id, bench.config.seed).eval()
     if model.gradient_checkpointing:
         loaded.activation_checkpointing_enable()
-    return Base(loaded.to(bench.device), causal_lm.parameter_hash(loaded))
+    return Base(loaded.to(bench.full_precision), causal_lm.parameter_hash(loaded))
 
 
 def trainable(bench: Bench, model: nn.Module) -> nn.Module:
@@ -130,8 +141,14 @@ def trainable(bench: Bench, model: nn.Module) -> nn.Module:
     config = bench.config
     if config.model.lora_rank:
         # ZeRO-3 would shard the weights that the reference reads.
-        return adapters.with_adapters(model, config.model, config.seed, share=config.trainer.zero != 3)
+        return adapters.with_adapters(frozen(bench, model), config.model, config.seed, share=config.trainer.zero != 3)
     return causal_lm.freeze_lower(copy.deepcopy(model).requires_grad_(True), config.model.trainable_layers)
+
+
+def frozen(bench: Bench, model: nn.Module) -> nn.Module:
+    """The model as adapters are trained beside it: in 4 bits, if the configuration says so."""
+    config = bench.config
+    return quantized(model, bench.device, compute_type(config.trainer.precision)) if config.model.quantize else model
 
 
 def stage_of(bench: Bench, name: str, config: FitConfig) -> Stage:
@@ -139,10 +156,10 @@ def stage_of(bench: Bench, name: str, config: FitConfig) -> Stage:
     return Stage(name, config.epochs, bench.folder / "checkpoints" / name, bench.config.seed)
 
 
-def restored(bench: Bench, model: Any, artifact: Artifact) -> tuple[Any, Artifact]:
+def restored(model: Any, artifact: Artifact, device: torch.device) -> tuple[Any, Artifact]:
     """The model with the artifact's weights: the same path whether they were just trained or read."""
     model.load_state_dict(artifact.tensors, strict=False)
-    return model.to(bench.device).eval().requires_grad_(True), artifact
+    return model.to(device).eval().requires_grad_(True), artifact
 
 
 def require_context(config: RunConfig) -> None:

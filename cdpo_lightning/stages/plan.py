@@ -69,9 +69,10 @@ def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -
     """Raises:
     ConfigError: the disk of `run_dir` has no room for the checkpoints.
     """
-    one = 4 * shape.parameters + 8 * shape.trainable  # weights and the optimizer's moments
+    one = 12 * shape.trainable  # trained weights and the optimizer's moments
     policies = len(config.trained)
-    kept = one * (1 + config.trainer.keep_checkpoints) + 4 * shape.parameters  # one more while it is written; best_feasible
+    best = 4 * (shape.trainable if config.model.lora_rank else shape.parameters)  # best_feasible
+    kept = one * (1 + config.trainer.keep_checkpoints) + best  # one more while it is written
     need = policies * (kept + 4 * shape.parameters)
     place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(place).free

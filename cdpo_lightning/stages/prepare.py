@@ -17,10 +17,11 @@ from cdpo_lightning.data.pair_table import PairTable
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.history import History
-from cdpo_lightning.models.packed_forward import reads_packed
+from cdpo_lightning.models.packed_forward import compute_type, reads_packed
+from cdpo_lightning.models.vllm_generation import VLLM
 from cdpo_lightning.run_folder import begin_run
 from cdpo_lightning.scoring import Judge, ModelScorer
-from cdpo_lightning.stages.bench import Bench, load_base, load_tokenizer, require_context, require_examples
+from cdpo_lightning.stages.bench import Bench, frozen, load_base, load_tokenizer, require_context, require_examples
 from cdpo_lightning.stages.constants import Constants, make_table, stored_reference_logp, stored_scores
 from cdpo_lightning.stages.scorers import make_scorer
 from cdpo_lightning.stages.sft import fine_tune, sft_spent
@@ -65,6 +66,7 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
     history = History(folder / "history.csv", config.resume)
     bench = Bench(config, folder, store, history, corpus, load_tokenizer(config), screen.progress)
     require_context(config)
+    engine = engine_of(config, folder)
     base = load_base(bench)
     if not reads_packed(base.model):
         screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
@@ -83,7 +85,8 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
             scorers[kind], found = make_scorer(bench, kind, base)
             done(found)
         metrics |= found
-    reference.requires_grad_(False)
+    reference = frozen(bench, reference.requires_grad_(False))
+    identity += f":{config.model.quantize}" if config.model.quantize else ""
     for model in [reference, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
         bench.at_rest(model)
     judge = Judge(
@@ -94,8 +97,20 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
         batch_size=config.trainer.inference_batch,
         sample_batch=config.trainer.sample_batch,
         precision=config.trainer.precision,
+        engine=engine,
     )
     return Court(bench, judge, reference, identity, metrics)
+
+
+def engine_of(config: RunConfig, folder: Path) -> VLLM | None:
+    """Who samples in the policies' place, if anybody.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    if config.generation.engine == "torch":
+        return None
+    return VLLM(folder / "generation", compute_type(config.trainer.precision), config.generation.gpu_memory)
 
 
 def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:

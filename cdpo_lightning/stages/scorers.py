@@ -75,7 +75,7 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
         facts = scorer_metrics(kind, _as_scorer(bench, kind, model, "new", unit), data.held_out)
         return dict(model.named_parameters()), {f"{kind}/unit": unit, **facts}
 
-    model, artifact = restored(bench, model, bench.store.get(kind, made_of(bench, base, config, data), make))
+    model, artifact = restored(model, bench.store.get(kind, made_of(bench, base, config, data), make), bench.device)
     return _as_scorer(bench, kind, model, f"{kind}:{artifact.key}", artifact.meta[f"{kind}/unit"]), artifact.meta
 
 

@@ -63,7 +63,7 @@ def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
         module = SFTModule(model, config.sft, optimizer_steps(bench, loader.batches, config.sft.epochs))
         bench.fit(module, loader, stage_of(bench, "sft", config.sft))
         loss = _nats_per_token(bench, model.to(bench.device), sft_rows(bench, data.held_out)) if data.held_out else None
-        return dict(adapters.merged(model).named_parameters()), {} if loss is None else {"sft/loss": loss}
+        return dict(adapters.merged(model, base.model).named_parameters()), {} if loss is None else {"sft/loss": loss}
 
     plain = copy.deepcopy(base.model) if adapters.are_in(model) else model
-    return restored(bench, plain, bench.store.get("sft", made_of(bench, base, config.sft, data), make))
+    return restored(plain, bench.store.get("sft", made_of(bench, base, config.sft, data), make), bench.full_precision)

@@ -8,13 +8,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.plugins import CheckpointIO, HalfPrecision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 
 from cdpo_lightning.config import TrainerConfig
 from cdpo_lightning.strategies.environment import RunningRanks
+from cdpo_lightning.strategies.gathering import on_host
 from cdpo_lightning.strategies.zero import ZeroStrategy
 
-__all__ = ["hardware", "whole_model"]
+__all__ = ["hardware", "host_copies", "whole_model"]
 
 
 class TrueHalf(HalfPrecision):
@@ -48,6 +49,12 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
 
 
 def whole_model(trainer: L.Trainer, model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """The model with all its parameters on this rank, to sample from and to save, while it is being trained."""
+    """The model as this rank can run it by itself, to sample from, while it is being trained."""
     strategy = trainer.strategy
     return strategy.whole_model(model) if isinstance(strategy, ZeroStrategy) else nullcontext(model)
+
+
+def host_copies(trainer: L.Trainer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a model's parameters in the memory of the host, while it is being trained; all ranks come here together."""
+    strategy = trainer.strategy
+    return on_host(parameters, sharded=isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3)

@@ -7,16 +7,14 @@ process. `bf16-true` is DeepSpeed's own bf16: weights in bf16, a float32 copy in
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from cdpo_lightning.config import TrainerConfig
 from cdpo_lightning.files import whole_folder
 from cdpo_lightning.strategies import sharded
+from cdpo_lightning.strategies.gathering import gathered, runnable, skeleton
 
 
 class ZeroPrecision(DeepSpeedPrecision):
@@ -66,6 +65,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             precision_plugin=ZeroPrecision(config.precision),  # type: ignore[arg-type]
             logging_level=logging.ERROR,
         )
+        self._by_layer = config.gather == "layer"
         self._skeletons: dict[nn.Module, nn.Module] = {}  # of every network of the module, without weights
         self._own: dict[nn.Module, set[str]] = {}
         self._finished = False
@@ -136,8 +136,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Leaves the module an ordinary one with the trained parameters, on every rank, if the training came to its end."""
         if self._finished:
             module: nn.Module = self.lightning_module  # type: ignore[assignment]
-            with self.whole(module):
-                weights = {id(p): self._ordinary(p) for p in module.parameters()}
+            weights = {id(p): self._ordinary(p) for p in module.parameters()}
             self.deepspeed_engine.destroy()
             for part, own in self._own.items():
                 _restore(part, own, weights)
@@ -147,7 +146,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         """The parameter out of DeepSpeed's hands; one that it has not touched, as the reference shares it with adapters, stays."""
         if not self.zero_stage_3 and not parameter.requires_grad:
             return parameter
-        return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        with gathered([parameter]) if self.zero_stage_3 else nullcontext():
+            return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: the shards hold the weights."""
@@ -166,38 +166,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Reads what any number of ranks has written."""
         return sharded.read(Path(checkpoint_path), self.deepspeed_engine)
 
-    @contextmanager
-    def whole(self, model: nn.Module) -> Iterator[None]:
-        """All parameters of the model on this rank."""
-        if not self.zero_stage_3:
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            yield
-
-    @contextmanager
-    def whole_model(self, model: nn.Module) -> Iterator[nn.Module]:
-        """A network of the module that can be run, gathered once for as long as it is used; without DeepSpeed's hooks, which would
-        free it layer by layer as it is run, and gather it again for every token.
-        """
+    def whole_model(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """A network of the module that can be run: gathered for as long as it is used, or layer by layer (`trainer.gather`)."""
         if model not in self._skeletons:
-            yield model
-            return
-        whole = self._skeletons[model]
-        with self.whole(model):
-            for mine, theirs in zip(whole.parameters(), model.parameters(), strict=True):
-                mine.data = theirs.data
-            yield whole.train(model.training)
-            for mine in whole.parameters():
-                mine.data = torch.empty(0, dtype=mine.dtype, device=mine.device)
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the model without its weights."""
-    empty = {id(p): nn.Parameter(p.detach().new_empty(0), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, empty)
+            return nullcontext(model)
+        return runnable(self._skeletons[model], model, self._by_layer)
 
 
 def _restore(part: nn.Module, own: set[str], weights: dict[int, nn.Parameter]) -> None:

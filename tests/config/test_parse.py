@@ -28,6 +28,7 @@ GROUPS = (
     "primal_dual",
     "ppo",
     "evaluation",
+    "generation",
     "trainer",
     "logger",
 )
@@ -91,6 +92,7 @@ OUT_OF_RANGE = {
     "constraint.prompts": [-1], "constraint.samples_per_prompt": [1], "constraint.one_shot_samples": [1],
     "method.baselines": [["ppo"]], "method.cost_only_lambda": [0.0],
     "evaluation.prompts": [-1], "evaluation.samples_per_prompt": [0],
+    "generation.engine": ["tgi"], "generation.gpu_memory": [0.0, 1.0],
     "trainer.accelerator": ["tpu"], "trainer.precision": ["16"], "trainer.devices": [0], "trainer.num_nodes": [0],
     "trainer.accumulate_grad_batches": [0], "trainer.inference_batch": [0], "trainer.sample_batch": [0],
     "trainer.num_threads": [-1],
@@ -182,6 +184,24 @@ CROSSED = {
     "model.architecture.hidden_size=63": {"model.architecture.hidden_size": 63},
     "model.architecture.num_key_value_heads=3": {"model.architecture.num_key_value_heads": 3},
     "model.architecture.num_hidden_layers=0": {"model.architecture.num_hidden_layers": 0},
+    "trainer.gather=layer: expected whole": {"trainer.gather": "layer"},
+    "model.quantize=nf4: expected empty unless model.lora_rank": {"model.quantize": "nf4"},
+    "model.quantize=nf4: expected empty with ZeRO-3": {
+        "model.lora_rank": 4,
+        "model.quantize": "nf4",
+        "trainer.strategy": "deepspeed_zero3",
+    },
+    "model.quantize=nf4: expected empty with ppo_lag": {
+        "model.lora_rank": 4,
+        "model.quantize": "nf4",
+        "method.baselines": ["ppo_lag"],
+    },
+    "generation.engine=vllm: expected torch with trainer.gather=layer": {
+        "generation.engine": "vllm",
+        "trainer.gather": "layer",
+        "trainer.strategy": "deepspeed_zero3",
+    },
+    "model.compile=True: expected false with ZeRO-3": {"model.compile": True, "trainer.strategy": "deepspeed_zero3"},
     "constraint.every_k_epochs=17": {"constraint.every_k_epochs": 17, "policy.epochs": 16},
 }
 

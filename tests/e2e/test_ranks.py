@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 FORTY = [
     "dataset.prompts=8", "dataset.responses=16", "dataset.pairs_per_prompt=17", "dataset.demonstrations_per_prompt=8",
     "dataset.scores=oracle", "model.architecture.hidden_size=32", "policy.epochs=2", "policy.batch_size=7",
-    "policy.pairs_per_row=1", "policy.refresh=0", "policy.lr=1e-3", "constraint.samples_per_prompt=8", "constraint.c_limit=-0.3",
+    "policy.pairs_per_row=1", "policy.refresh=0", "policy.lr=1e-3", "constraint.prompts=7", "constraint.samples_per_prompt=8",
+    "constraint.c_limit=-0.3",
     "evaluation.samples_per_prompt=4", "method.baselines=[]", "trainer.num_threads=1", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 EVERY_STAGE = "stages=[sft,reward,cost,policy,evaluate]"
@@ -80,11 +81,18 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3"])
+HOW = {
+    "ddp": ["trainer.devices=2", "trainer.strategy=ddp"],
+    **{f"zero{stage}": [o.format(stage) for o in ZERO] for stage in (1, 2, 3)},
+    # Batches of 3 prompts: of the 7 one rank has two batches, the other one.
+    "zero3 by layer": [*[o.format(3) for o in ZERO], "trainer.gather=layer", "trainer.sample_batch=24"],
+}
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_two_ranks_compute_what_one_process_computes(one: Path, tmp_path: Path, how: str) -> None:
     """Loss to 1e-4, lambda to 1e-6, label flips exactly; every stage runs, and both write one set of files."""
-    options = ["trainer.devices=2", "trainer.strategy=ddp"] if how == "ddp" else [o.format(how[-1]) for o in ZERO]
-    screen = finish(start(tmp_path, EVERY_STAGE, *options))
+    screen = finish(start(tmp_path, EVERY_STAGE, *HOW[how]))
     assert screen.count("round 02") == 1
     place = ("stage", "who", "epoch", "step", "round")
     assert [[row[k] for k in place] for row in history(tmp_path)] == [[row[k] for k in place] for row in history(one)]

@@ -40,6 +40,18 @@ def test_what_is_frozen_is_not_trained() -> None:
     assert shape.parameters == 4 * layer + 128 + 100 * 128
 
 
+def test_of_a_model_with_adapters_they_alone_are_trained() -> None:
+    """Rank 64 on every linear layer of Llama-2-7B is 159,907,840 parameters, as QLoRA's authors count them."""
+    config = ModelConfig(path="./nowhere", architecture=LLAMA, lora_rank=64)
+    shape, small = shape_of(config), shape_of(replace(config, quantize="nf4"))
+    assert shape is not None
+    assert small is not None
+    assert (shape.trainable, shape.parameters) == (159_907_840, 6_738_415_616 + 159_907_840)
+    assert small.quantized == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    weights = [per_rank(each, TrainerConfig(), 0)["weights"] / 1e9 for each in (shape, small)]
+    assert weights == pytest.approx([27.6, 5.0], abs=0.1)  # 3.3 GB in 4 bits, the rest float32
+
+
 def test_the_bytes_of_each_stage_by_hand() -> None:
     """A million parameters, four ranks. DDP: 4 + (4 + 4) + 8 each; ZeRO shards the optimizer's 16, then gradients, then weights."""
     shape = replace(shape_of(ModelConfig(architecture=SMALL), 100), parameters=10**6, trainable=10**6)  # type: ignore[type-var]

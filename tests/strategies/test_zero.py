@@ -5,7 +5,8 @@ import torch
 
 from cdpo_lightning.config import TrainerConfig
 from cdpo_lightning.models.causal_lm import build
-from cdpo_lightning.strategies.zero import ZeroPrecision, deepspeed_config, skeleton
+from cdpo_lightning.strategies.gathering import skeleton
+from cdpo_lightning.strategies.zero import ZeroPrecision, deepspeed_config
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
