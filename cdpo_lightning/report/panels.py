@@ -14,14 +14,22 @@ from cdpo_lightning.report.verdict import unreachable
 from cdpo_lightning.report.wording import finite, main_who, name_of, telling
 
 MANY_ROUNDS = 40  # from here on a dot per round is clutter
+MANY_METHODS = 4  # more than these, and only those whose lambda moves are drawn: the others stand in the plane of reward and cost
 
 
 def loops(run: Run) -> dict[str, list[Mapping]]:
-    """The rounds of each method's dual loop, the one the run is about first."""
+    """The rounds of each method's dual loop, the one the run is about first; of many methods, those whose lambda moves.
+
+    A method's own first stage, which nobody judges, is left out.
+    """
     main = main_who(run.metrics) or "cdpo"
     found: dict[str, list[Mapping]] = {}
     for row in run.rounds:
         found.setdefault(row.get("who", main), []).append(row)
+    judged = {who: rounds for who, rounds in found.items() if finite(run.metrics, f"eval/{who}/cost_mean") is not None}
+    found = judged or found
+    if len(found) > MANY_METHODS:
+        found = {who: rounds for who, rounds in found.items() if who == main or len(set(_lambda_path(rounds)[1])) > 1}
     return dict(sorted(found.items(), key=lambda item: item[0] != main))
 
 

@@ -73,11 +73,20 @@ def _against(metrics: Mapping, who: str, other: str) -> str | None:
     reward, cost = (_difference(metrics, who, other, key) for key in ("reward_mean", "cost_mean"))
     if reward is None or cost is None:
         return None
+    if _same(metrics, who, other, "reward") and not _same(metrics, who, other, "cost"):
+        about = f"{'the ' if other == 'reference' else ''}{name_of(other)}"
+        return f"{name_of(who)} has {_change(cost, 'cost')} than {about} at about the same reward{_met(metrics, who)}"
     if reward < 0 and cost < 0:
         change = f"gives up {fixed(-reward)} reward for {fixed(-cost)} less cost than"
     else:
         change = f"has {_change(reward, 'reward')} and {_change(cost, 'cost')} than"
     return f"{name_of(who)} {change} {'the ' if other == 'reference' else ''}{name_of(other)}{_met(metrics, who)}"
+
+
+def _same(metrics: Mapping, one: str, other: str, key: str) -> bool:
+    """Whether the interval of the paired difference holds 0."""
+    low, high = (finite(metrics, f"eval/{one}/minus_{other}/{key}_ci_{end}") for end in ("low", "high"))
+    return low is not None and high is not None and low <= 0 <= high
 
 
 def _difference(metrics: Mapping, one: str, other: str, key: str) -> float | None:

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 
 from cdpo_lightning.report.figures import dual_rounds, hero, pictures, reward_cost
 from cdpo_lightning.report.labels import _spread
+from cdpo_lightning.report.panels import loops
 from cdpo_lightning.report.style import COLOURS, text_colour
 from cdpo_lightning.report.titles import cost_title, lambda_title, trade_title
 
@@ -73,7 +74,8 @@ def test_without_an_exact_world_nothing_exact_is_drawn(run) -> None:
 
 def test_each_loop_has_its_line_and_its_name(run) -> None:
     other = [{**row, "who": "ppo_lag", "dual/lambda": 3.0} for row in run.rounds]
-    upper = dual_rounds(dataclasses.replace(run, rounds=(*run.rounds, *other))).axes[0]
+    judged = run.metrics | {"eval/ppo_lag/cost_mean": 0.0}
+    upper = dual_rounds(dataclasses.replace(run, rounds=(*run.rounds, *other), metrics=judged)).axes[0]
     assert _line(upper, "ppo_lag")[1][0] == 3.0
     assert {"C-DPO", "PPO-Lagrangian"} <= _texts(upper).keys()
     assert _title(upper).startswith("C-DPO: λ settles")
@@ -188,6 +190,27 @@ def test_the_title_says_on_which_side_the_cost_ends(cost, half, side) -> None:
 def test_the_title_of_a_trade_says_what_was_given_up_only_if_it_was(metrics) -> None:
     better = trade_title(metrics | {"eval/cdpo/reward_mean": 1.3, "eval/cdpo/feasible": "yes"})
     assert better.startswith("C-DPO has 0.20 more reward and 0.89 less cost than DPO and meets the limit")
+
+
+def test_a_difference_whose_interval_holds_0_is_not_told_as_one(metrics) -> None:
+    unsure = metrics | {"eval/cdpo/minus_dpo/reward_ci_low": -0.02, "eval/cdpo/minus_dpo/reward_ci_high": 0.05}
+    assert trade_title(unsure).startswith("C-DPO has 0.89 less cost than DPO at about the same reward and is at the limit")
+    sure = unsure | {"eval/cdpo/minus_dpo/reward_ci_low": 0.01}
+    assert "about" not in trade_title(sure)
+
+
+def test_of_many_methods_only_those_whose_lambda_moves_are_drawn(run) -> None:
+    """And none of a method's first stage, which is not judged."""
+    main = [row for row in run.rounds if row.get("who", "cdpo") == "cdpo"]
+    still = [
+        {**row, "who": f"m{i}", "dual/lambda": 1.0, "dual/lambda_next": 1.0} for i in range(5) for row in main
+    ]  # fmt: skip
+    rest = [{**row, "who": who} for who in ("pd_dpo", "pd_dpo_reward") for row in main]
+    judged = {f"eval/{who}/cost_mean": 0.0 for who in ("cdpo", "pd_dpo", *(f"m{i}" for i in range(5)))}
+    many = dataclasses.replace(run, rounds=[*main, *still, *rest], metrics=run.metrics | judged)
+    assert list(loops(many)) == ["cdpo", "pd_dpo"]
+    few = dataclasses.replace(many, rounds=[*main, *still[: 2 * len(main)]])
+    assert list(loops(few)) == ["cdpo", "m0", "m1"]
 
 
 def test_without_dpo_a_trade_is_told_against_the_start_and_without_that_by_itself(metrics) -> None:
