@@ -22,6 +22,7 @@ from torch import nn
 from cdpo_lightning.config import PolicyConfig, TrainerConfig
 from cdpo_lightning.data.pair_data import PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws
+from cdpo_lightning.models.layers import compiled
 from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.modules.policy import PolicyModule
 from cdpo_lightning.scoring import logp_of
@@ -58,7 +59,8 @@ def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairD
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data)
+    with compiled(module, args.compile):
+        trainer.fit(module, datamodule=data)
     return data
 
 
@@ -66,6 +68,7 @@ def main() -> None:
     """Loads, times and reports."""
     parser = harness.arguments(__doc__, pairs=64)
     parser.add_argument("--precomputed", action="store_true", help="do not count the reference pass")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the layers; with --warm its time is not counted")
     parser.add_argument("--warm", type=int, default=0, help="pairs of an unmeasured epoch before (GPU: kernels and allocator)")
     args = parser.parse_args()
     model, pairs = harness.load_model(args), harness.load_pairs(args)
@@ -84,7 +87,7 @@ def main() -> None:
     padded = sum(batch.rows.input_ids_BT.numel() for batch in data.train_dataloader())
     trunk, head = harness.trunk_and_head(model)
     floor = (6 if args.precomputed else 8) * (trunk * pairs.tokens + head * pairs.response_tokens)
-    harness.report_pairs("pair_step", args, seconds, pairs.tokens, padded, rate, floor, precompute=args.precomputed)
+    harness.report_pairs("pair_step", args, seconds, pairs.tokens, padded, rate, floor, precompute=args.precomputed, compile=args.compile)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,15 @@ from inspect import signature
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from cdpo_lightning import ranks
-from cdpo_lightning.models.kv_cache import growing_cache
+from cdpo_lightning.models.kv_cache import growing_cache, grows_in_place, joined
 from cdpo_lightning.models.layers import eagerly
 from cdpo_lightning.models.packed_forward import reads_packed
+
+_CHOSEN_AT_ONCE = 2**21  # logits, on a processor: what follows on them is still in its cache
+_AT_ONCE = 2**16  # tokens of prompts read in one forward pass
 
 
 @dataclass(frozen=True)
@@ -40,37 +44,78 @@ def uniforms(seed: int, prompt: Sequence[int], samples: int, steps: int) -> np.n
 
 def _choose(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B] by inversion of the cumulative distribution, and their log-probabilities [B]."""
+    rows = max(1, _CHOSEN_AT_ONCE // logits_BV.shape[1]) if logits_BV.device.type == "cpu" else len(logits_BV)
+    parts = [_chosen(*part) for part in zip(logits_BV.split(rows), uniform_B.split(rows), strict=True)]
+    token, logp = zip(*parts, strict=True)
+    return torch.cat(token), torch.cat(logp)
+
+
+def _chosen(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     logp_BV = logits_BV.float().log_softmax(-1)
-    cumulative = logp_BV.exp().cumsum(-1)
+    cumulative = logp_BV.exp().cumsum_(-1)
     token = torch.searchsorted(cumulative, (uniform_B * cumulative[:, -1])[:, None], right=True)
     token = token.clamp(max=logits_BV.shape[-1] - 1)
     return token[:, 0], logp_BV.gather(1, token)[:, 0]
+
+
+def in_step(model: nn.Module) -> bool:
+    """Whether the ranks have to run the model equally often, as they gather it layer by layer."""
+    return bool(getattr(model, "in_step", False))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [B, T]."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+def _alike(prompts: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+    """Runs of neighbours, none shorter than the first and at most an eighth, or 4 tokens, longer; not too many tokens at once."""
+    parts: list[list[Sequence[int]]] = []
+    for prompt in prompts:
+        length = len(prompt)
+        first = len(parts[-1][0]) if parts else 0
+        if parts and first <= length <= first + max(4, first // 8) and length * (len(parts[-1]) + 1) <= _AT_ONCE:
+            parts[-1].append(prompt)
+        else:
+            parts.append([prompt])
+    return list(parts)
 
 
 class _Batch:
     """Sequences that grow side by side; those that end leave, so that no time goes into padding."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, uniform: Tensor) -> None:
-        self.model, self.cache, self.uniform = model, growing_cache(model.config), uniform
-        length, device = max(map(len, prompts)), uniform.device
-        ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-        self.logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)).repeat_interleave(samples, 0)
-        self.cache.batch_repeat_interleave(samples)
-        self.mask = mask.repeat_interleave(samples, 0)
-        self.row = torch.arange(len(prompts) * samples, device=device)
+        self.model, self.uniform = model, uniform
+        self.logits, self.cache = self._read(prompts, samples)
+        self.mask = _left_padded(prompts, uniform.device)[1].repeat_interleave(samples, 0)
+        self.row = torch.arange(len(prompts) * samples, device=uniform.device)
         self.ended = torch.zeros_like(self.row, dtype=torch.bool)
 
-    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+    def _read(self, prompts: Sequence[Sequence[int]], samples: int) -> tuple[Tensor, DynamicCache]:
+        """The logits behind every prompt and the cache of all, each `samples` times; those of about one length are read at once."""
+        config, device = self.model.config, self.uniform.device
+        apart = reads_packed(self.model) and not in_step(self.model) and grows_in_place(growing_cache(config))
+        logits, caches = [], []
+        for part in _alike(prompts) if apart else [prompts]:
+            ids, mask = _left_padded(part, device)
+            cache = growing_cache(config)
+            logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache).repeat_interleave(samples, 0))
+            caches.append(cache)
+        if apart:
+            return torch.cat(logits), joined(caches, config, samples, max(map(len, prompts)))
+        caches[0].batch_repeat_interleave(samples)
+        return logits[0], caches[0]
+
+    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
+        read = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
         if not reads_packed(self.model):  # its logits are not those of its head, or its positions its own
             options = {"position_ids": position} if "position_ids" in signature(self.model.forward).parameters else {}
-            return self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options).logits[
-                :, -1
-            ]
+            return self.model(attention_mask=mask, **read, **options).logits[:, -1]
         attention = None if bool(mask.all()) else mask
-        hidden = self.model.base_model(
-            input_ids=ids, attention_mask=attention, position_ids=position, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state[:, -1]
+        hidden = self.model.base_model(attention_mask=attention, position_ids=position, **read).last_hidden_state[:, -1]
         return self.model.get_output_embeddings()(hidden)
 
     def step(self, number: int, eos: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,7 +139,7 @@ class _Batch:
     def advance(self, token: Tensor) -> None:
         """Reads the chosen tokens."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.row), 1)], 1)
-        self.logits = self._forward(token[:, None], self.mask, self.mask.sum(1, keepdim=True) - 1)
+        self.logits = self._forward(token[:, None], self.mask, self.mask.sum(1, keepdim=True) - 1, self.cache)
 
 
 def _sample_batch(model: nn.Module, prompts: Sequence[Sequence[int]], uniform: Tensor, eos: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,15 +155,10 @@ def _sample_batch(model: nn.Module, prompts: Sequence[Sequence[int]], uniform: T
         length[row] += 1
         total[row] += logp
         ended = bool(batch.ended.all())
-        if number == steps - 1 or (ranks.all_of(ended) if _in_step(model) else ended):
+        if number == steps - 1 or (ranks.all_of(ended) if in_step(model) else ended):
             break
         batch.advance(batch.drop_ended(every))
     return tokens, length, total
-
-
-def _in_step(model: nn.Module) -> bool:
-    """Whether the ranks have to run the model equally often, as they gather it layer by layer."""
-    return bool(getattr(model, "in_step", False))
 
 
 @torch.no_grad()
@@ -137,7 +177,7 @@ def sample(
     device = next(model.parameters()).device
     found: dict[int, list[Sample]] = {}
     groups = [order[start : start + group] for start in range(0, len(order), group)]
-    spare = ranks.most(len(groups)) - len(groups) if _in_step(model) else 0
+    spare = ranks.most(len(groups)) - len(groups) if in_step(model) else 0
     for chosen in groups:
         drawn = [uniforms(seed, prompts[i], samples_per_prompt, max_new_tokens) for i in chosen]
         uniform = torch.from_numpy(np.concatenate(drawn)).to(device)

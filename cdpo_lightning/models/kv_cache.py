@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,28 @@ class RoomyLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self._buffers = None
 
+    def take_over(self, parts: Sequence[RoomyLayer], repeats: int, length: int) -> None:
+        """Becomes the sequences of all `parts`, each `repeats` times, its positions the last of `length`; the parts are emptied."""
+        shape = (
+            repeats * sum(part.keys.shape[0] for part in parts),
+            parts[0].keys.shape[1],
+            length + _ROOM,
+            parts[0].keys.shape[3],
+        )
+        # Zeros: what lies before a short sequence is masked, and must be finite for that.
+        buffers = parts[0].keys.new_zeros(shape), parts[0].values.new_zeros(shape)
+        row = 0
+        for part in parts:
+            count, start = repeats * part.keys.shape[0], length - part.keys.shape[2]
+            for buffer, old in zip(buffers, (part.keys, part.values), strict=True):
+                buffer[row : row + count, :, start:length] = old.repeat_interleave(repeats, 0)
+            part.reset()
+            part._buffers = None
+            row += count
+        self.lazy_initialization(*buffers)
+        self._buffers = buffers
+        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+
 
 def _widened(old: Tensor, new: Tensor, start: int, end: int) -> Tensor:
     """A buffer with room beyond `end` that begins with the `start` positions of `old`."""
@@ -54,4 +77,17 @@ def growing_cache(config: Any) -> DynamicCache:
     """The model's cache, its plain layers with room to grow; layers of another kind (sliding windows) stay the library's."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def grows_in_place(cache: DynamicCache) -> bool:
+    """Whether all layers are plain ones, which `joined` can put together."""
+    return bool(cache.layers) and all(type(layer) is RoomyLayer for layer in cache.layers)
+
+
+def joined(parts: Sequence[DynamicCache], config: Any, repeats: int, length: int) -> DynamicCache:
+    """One cache of the sequences of all parts, each `repeats` times, filled up on the left to `length`; the parts are emptied."""
+    cache = growing_cache(config)
+    for number, layer in enumerate(cache.layers):
+        layer.take_over([part.layers[number] for part in parts], repeats, length)
     return cache
