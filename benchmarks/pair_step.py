@@ -87,7 +87,9 @@ def main() -> None:
     padded = sum(batch.rows.input_ids_BT.numel() for batch in data.train_dataloader())
     trunk, head = harness.trunk_and_head(model)
     floor = (6 if args.precomputed else 8) * (trunk * pairs.tokens + head * pairs.response_tokens)
-    harness.report_pairs("pair_step", args, seconds, pairs.tokens, padded, rate, floor, precompute=args.precomputed, compile=args.compile)
+    harness.report_pairs(
+        "pair_step", args, seconds, pairs.tokens, padded, rate, floor, precompute=args.precomputed, compile=args.compile
+    )
 
 
 if __name__ == "__main__":

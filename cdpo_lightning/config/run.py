@@ -189,8 +189,11 @@ class RunConfig:
         and how many ranks share the work.
         """
         values = dataclasses.asdict(self)
-        for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode"):
+        for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode", "generation"):
             values.pop(key)
+        for key in ("compile", "quantize"):  # a run from before there were these goes on
+            if not values["model"][key]:
+                values["model"].pop(key)
         for key in _HOW:
             values["trainer"].pop(key)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.models.quantized import is_quantized, opened, quiet_bitsandbytes
+from cdpo_lightning.models.quantized import is_packed, is_quantized, opened, quiet_bitsandbytes
 
 _MARK = "lora_"  # in the name of every parameter of an adapter
 
 
 def with_adapters(model: nn.Module, config: ModelConfig, seed: int, share: bool = True) -> nn.Module:
-    """The model with adapters that change nothing yet; all else is frozen, and shared with `model` unless told otherwise.
+    """A copy with adapters, which change nothing yet, or with the model's own if it has any; all else is frozen, and shared with
+    `model` unless told otherwise.
 
     Raises:
         ModelError: peft is not installed.
@@ -32,10 +33,12 @@ def with_adapters(model: nn.Module, config: ModelConfig, seed: int, share: bool 
     quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
-    adapted = copy.deepcopy(model, {id(p): p for p in model.parameters()} if share else None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted = inject_adapter_in_model(_lora(config), adapted)
+    shared = {id(p): p for name, p in model.named_parameters() if _MARK not in name}
+    adapted = copy.deepcopy(model, shared if share else None)
+    if not are_in(model):  # a second stage goes on with the first one's
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = inject_adapter_in_model(_lora(config), adapted)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(_MARK in name)
     return adapted
@@ -60,24 +63,27 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merged(model: nn.Module, onto: nn.Module | None = None) -> nn.Module:
-    """An ordinary model that computes what `model` computes with its adapters; `model` itself if it has none.
+    """An ordinary model that computes what `model` computes with its adapters; `model` itself if it is one.
 
-    Out of a quantised one it lies in the memory of the host.
+    Out of a quantised one, with adapters or without, it lies in the memory of the host.
 
     Args:
         onto: of a quantised model, its weights before they were: what was learned is added to those.
     """
-    if not are_in(model):
+    if not are_in(model) and not is_quantized(model):
         return model
-    from peft.tuners.lora import LoraLayer
-
     plain = copy.deepcopy(model)
     if is_quantized(model):
         plain = plain.to("cpu")  # in full precision it may not fit where it was trained
     for name, part in list(plain.named_modules()):
-        if isinstance(part, LoraLayer):
-            parent, _, own = name.rpartition(".")
-            setattr(plain.get_submodule(parent), own, _merged_layer(part, onto.get_submodule(name) if onto else None))
+        if hasattr(part, "get_delta_weight"):
+            layer = _merged_layer(part, onto.get_submodule(name) if onto else None)
+        elif is_packed(part) and not name.endswith(".base_layer"):  # without an adapter
+            layer = opened(part)
+        else:
+            continue
+        parent, _, own = name.rpartition(".")
+        setattr(plain.get_submodule(parent), own, layer)
     for mark in ("peft_config", "is_loaded_in_4bit"):
         vars(plain).pop(mark, None)
     return plain
@@ -86,7 +92,7 @@ def merged(model: nn.Module, onto: nn.Module | None = None) -> nn.Module:
 def _merged_layer(part: Any, onto: Any) -> nn.Module:
     """The layer with its adapter added to its weights."""
     base = part.get_base_layer()
-    if base.weight.is_floating_point():
+    if not is_packed(base):
         part.merge()
         return base
     layer = opened(base) if onto is None else copy.deepcopy(onto)

@@ -44,14 +44,10 @@ class RoomyLayer(DynamicLayer):
 
     def take_over(self, parts: Sequence[RoomyLayer], repeats: int, length: int) -> None:
         """Becomes the sequences of all `parts`, each `repeats` times, its positions the last of `length`; the parts are emptied."""
-        shape = (
-            repeats * sum(part.keys.shape[0] for part in parts),
-            parts[0].keys.shape[1],
-            length + _ROOM,
-            parts[0].keys.shape[3],
-        )
+        rows = repeats * sum(part.keys.shape[0] for part in parts)
         # Zeros: what lies before a short sequence is masked, and must be finite for that.
-        buffers = parts[0].keys.new_zeros(shape), parts[0].values.new_zeros(shape)
+        keys, values = (old.new_zeros(rows, old.shape[1], length + _ROOM, old.shape[3]) for old in (parts[0].keys, parts[0].values))
+        buffers = keys, values
         row = 0
         for part in parts:
             count, start = repeats * part.keys.shape[0], length - part.keys.shape[2]

@@ -75,6 +75,11 @@ def _packed(linear: Any, device: torch.device, compute: torch.dtype) -> nn.Modul
     return packed
 
 
+def is_packed(part: nn.Module) -> bool:
+    """Whether it is a layer with its weights in 4 bits."""
+    return getattr(getattr(part, "weight", None), "quant_state", None) is not None
+
+
 def opened(packed: Any) -> nn.Linear:
     """An ordinary layer with the weights that a quantised one computes with, float32."""
     from bitsandbytes.functional import dequantize_4bit

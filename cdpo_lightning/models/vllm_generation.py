@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,10 +26,12 @@ from torch import nn
 
 from cdpo_lightning import ranks
 from cdpo_lightning.errors import ModelError
+from cdpo_lightning.files import written
 from cdpo_lightning.models.adapters import merged
 
 _WORKER = Path(__file__).with_name("vllm_worker.py")
-_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What makes a process a rank, torchrun's own included: with it the other process would wait for a server that nobody started.
+_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "NODE_RANK", "MASTER_", "TORCHELASTIC_")
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ class VLLM:
             ModelError: the process failed.
         """
         weights = self.folder / "weights"
-        if ranks.first():
-            save_weights(model, weights, self.dtype)
-        ranks.wait()
         try:
+            if ranks.first():
+                save_weights(model, weights, self.dtype)
+            ranks.wait()
             request = {
                 "folder": str(weights),
                 "dtype": str(self.dtype).removeprefix("torch."),
@@ -79,12 +83,20 @@ class VLLM:
         asked, answer = (self.folder / f"{name}-{ranks.number()}.json" for name in ("request", "answer"))
         asked.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, str(_WORKER), str(asked), str(answer)]
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = done.stderr.strip().rpartition("\n")[2] or "it said nothing"
+        log = self.folder.parent / f"generation-{ranks.number()}.log"
+        with log.open("w", encoding="utf-8") as said:
+            # A group of its own, which ends as a whole: vllm has children that hold the GPU's memory.
+            process = subprocess.Popen(command, env=_environment(), stdout=said, stderr=said, start_new_session=True)
+            try:
+                status = process.wait()
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        if status:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2] or "it said nothing"
             raise ModelError(
-                f"generation.engine=vllm: its process ended with status {done.returncode} ({said}); "
-                "try a smaller generation.gpu_memory, or generation=torch"
+                f"generation.engine=vllm: its process ended with status {status} ({last}); see {log}. If it found no room for its "
+                "cache, raise generation.gpu_memory, if the GPU was full, lower it; or resume with generation=torch"
             )
         found: list[list[list[int]]] = json.loads(answer.read_text(encoding="utf-8"))
         return found
@@ -94,13 +106,14 @@ def save_weights(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """The model with its adapters merged as an ordinary folder of weights in `dtype`; the copies lie in the host's memory."""
     plain: Any = merged(model)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    plain.save_pretrained(folder, state_dict={name: value.to("cpu", dtype) for name, value in plain.state_dict().items()})
+    with written(folder):
+        folder.mkdir(parents=True)
+        plain.save_pretrained(folder, state_dict={name: value.to("cpu", dtype) for name, value in plain.state_dict().items()})
 
 
 def _environment() -> dict[str, str]:
     """This process's, with this rank's GPU alone and without what would make the other process a rank."""
-    values = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+    values = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
     if torch.cuda.is_available():
         number, seen = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
         values["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number] if seen else str(number)

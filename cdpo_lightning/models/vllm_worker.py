@@ -8,7 +8,11 @@ Run by its path and importing nothing of this package, so that nothing but vLLM 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,14 @@ def answer(request: dict[str, Any]) -> list[list[list[int]]]:
     return [[[int(token) for token in one.token_ids] for one in output.outputs] for output in found]
 
 
+def end_with(parent: int) -> None:
+    """Ends this process and all that it has started when the one that asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     where, to = map(Path, sys.argv[1:])
     to.write_text(json.dumps(answer(json.loads(where.read_text(encoding="utf-8")))), encoding="utf-8")

@@ -73,14 +73,19 @@ def _against(metrics: Mapping, who: str, other: str) -> str | None:
     reward, cost = (_difference(metrics, who, other, key) for key in ("reward_mean", "cost_mean"))
     if reward is None or cost is None:
         return None
-    if _same(metrics, who, other, "reward") and not _same(metrics, who, other, "cost"):
-        about = f"{'the ' if other == 'reference' else ''}{name_of(other)}"
-        return f"{name_of(who)} has {_change(cost, 'cost')} than {about} at about the same reward{_met(metrics, who)}"
-    if reward < 0 and cost < 0:
-        change = f"gives up {fixed(-reward)} reward for {fixed(-cost)} less cost than"
+    its = f"{'the ' if other == 'reference' else ''}{name_of(other)}"
+    same = [key for key in ("reward", "cost") if _same(metrics, who, other, key)]
+    if len(same) == 2:
+        change = f"has about the reward and the cost of {its}"
+    elif same == ["reward"]:
+        change = f"has {_change(cost, 'cost')} than {its} at about the same reward"
+    elif same == ["cost"]:
+        change = f"has {_change(reward, 'reward')} than {its} at about the same cost"
+    elif reward < 0 and cost < 0:
+        change = f"gives up {fixed(-reward)} reward for {fixed(-cost)} less cost than {its}"
     else:
-        change = f"has {_change(reward, 'reward')} and {_change(cost, 'cost')} than"
-    return f"{name_of(who)} {change} {'the ' if other == 'reference' else ''}{name_of(other)}{_met(metrics, who)}"
+        change = f"has {_change(reward, 'reward')} and {_change(cost, 'cost')} than {its}"
+    return f"{name_of(who)} {change}{_met(metrics, who)}"
 
 
 def _same(metrics: Mapping, one: str, other: str, key: str) -> bool:

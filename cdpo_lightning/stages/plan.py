@@ -49,8 +49,10 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
             f"{sum(parts) / _GB:>8.1f}{chosen}"
         )
     if trainer.zero == 3:
-        more = 4 * shape.parameters / _GB
-        screen.say(f"           and {more:.2f} more while a dual round samples: the parameters are gathered once for all of it")
+        ends, whole = 2 * shape.vocabulary * shape.hidden, trainer.gather == "whole"
+        more = 4 * (shape.parameters if whole else ends + (shape.parameters - ends) / shape.layers) / _GB
+        how = "the parameters are gathered once for all of it" if whole else "embedding, head and a layer at a time"
+        screen.say(f"           and {more:.2f} more while a dual round samples: {how}")
     if trainer.park_frozen:
         held, largest = (each(_frozen(config)) * shape.parameters / _GB for each in (sum, max))
         screen.say(
@@ -74,6 +76,7 @@ def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -
     best = 4 * (shape.trainable if config.model.lora_rank else shape.parameters)  # best_feasible
     kept = one * (1 + config.trainer.keep_checkpoints) + best  # one more while it is written
     need = policies * (kept + 4 * shape.parameters)
+    need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # what it reads
     place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(place).free
     said = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"

@@ -48,6 +48,12 @@ def test_a_whole_run_trains_the_adapters_and_exports_an_ordinary_model(tmp_path:
     assert {k: v for k, v in again.items() if k.startswith("eval/")} == {k: v for k, v in metrics.items() if k.startswith("eval/")}
 
 
+def test_a_method_of_two_stages_goes_on_from_its_first(tmp_path: Path) -> None:
+    """Were it to begin anew, policy and reference would differ before the first step, and the run would stop."""
+    metrics = run(tmp_path, "method=sacpo", "primal_dual.reward_epochs=2", "primal_dual.epochs=2", "stages=[policy,evaluate]")
+    assert metrics["eval/sacpo/kl_to_reference"] > 0.01
+
+
 def test_two_ranks_train_beside_four_bits_what_one_process_does(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")
     weights = []

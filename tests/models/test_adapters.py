@@ -68,6 +68,19 @@ def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(base: nn.Mod
     assert adapters.merged(base) is base
 
 
+def test_a_second_stage_goes_on_with_the_adapters_of_the_first(base: nn.Module) -> None:
+    """PD-DPO's policy starts where its reward policy ended, and leaves that as it is."""
+    first = trained(adapters.with_adapters(base, CONFIG, 0))
+    before = logp(first)
+    second = adapters.with_adapters(first, CONFIG, 1)
+    assert logp(second).equal(before)
+    trained(second)
+    assert logp(first).equal(before)
+    assert not logp(second).equal(before)
+    count = [sum(p.numel() for p in adapters.learned(model).values()) for model in (first, second)]
+    assert count[0] == count[1]
+
+
 def test_only_the_adapters_are_trained_and_kept(base: nn.Module) -> None:
     """Rank 4 beside 7 linear layers of 2 blocks: 4 * (inputs + outputs) each; the head and the embedding have none."""
     policy = adapters.with_adapters(base, CONFIG, 0)

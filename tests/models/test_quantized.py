@@ -105,6 +105,16 @@ def test_merged_onto_the_full_weights_nothing_of_them_is_lost(base: nn.Module, p
         torch.testing.assert_close(plain.get_submodule(name).weight - base.get_submodule(name).weight, learned)
 
 
+def test_without_adapters_it_becomes_an_ordinary_model_too(base: nn.Module, small: nn.Module, tmp_path: Path) -> None:
+    """As the reference is, which is exported and read by vLLM like any policy."""
+    plain = adapters.merged(small)
+    torch.testing.assert_close(logp(plain), logp(small), rtol=0, atol=1e-5)
+    plain.save_pretrained(tmp_path)  # type: ignore[operator]
+    read = type(base).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    torch.testing.assert_close(logp(read), logp(small), rtol=0, atol=1e-5)
+    assert is_quantized(small)
+
+
 def test_the_gradient_reaches_the_adapters_alone(policy: nn.Module) -> None:
     tokens = torch.tensor([[1, 2, 3]])
     policy(input_ids=tokens).logits.sum().backward()

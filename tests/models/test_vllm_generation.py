@@ -1,6 +1,9 @@
 """Sampling in another process, by a stand-in with vLLM's interface: what it is asked, what comes back, and what is left behind."""
 
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ SIZES = {
     "max_position_embeddings": 64,
 }  # fmt: skip
 EOS = 1
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Loads the folder that it is given and samples from it, a prompt at a time, with the random numbers of the request's seed.
 STAND_IN = """
@@ -39,7 +43,13 @@ class LLM:
     def __init__(self, model, dtype, max_model_len, gpu_memory_utilization, skip_tokenizer_init, generation_config):
         import os
 
-        assert not {"RANK", "WORLD_SIZE"} & set(os.environ)
+        assert not [name for name in os.environ if name.startswith(("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_"))]
+        if os.environ.get("STAND_IN_WAITS"):
+            import time
+            from pathlib import Path
+
+            Path(os.environ["STAND_IN_WAITS"]).write_text(str(os.getpid()))
+            time.sleep(600)
         assert skip_tokenizer_init and generation_config == "vllm" and 0 < gpu_memory_utilization < 1
         if gpu_memory_utilization > 0.9:
             raise ValueError("No available memory for the cache blocks")
@@ -69,7 +79,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "vllm.py").write_text(STAND_IN, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("RANK", "0")
+    for name in ("RANK", "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.setenv(name, "0")
     return tmp_path
 
 
@@ -129,11 +140,43 @@ def test_adapters_are_merged_into_what_it_reads(stand_in: Path, model: nn.Module
     assert vllm.tokens(policy, [], 8, 6, EOS, 0) == []
 
 
-def test_a_process_that_fails_is_told_in_one_line(stand_in: Path, model: nn.Module) -> None:
+def test_a_process_that_fails_is_told_in_one_line_and_its_output_is_kept(stand_in: Path, model: nn.Module) -> None:
     vllm = VLLM(stand_in / "generation", torch.float32, 0.95)
-    with pytest.raises(ModelError, match=r"status 1 \(ValueError: No available memory .*\); try a smaller generation.gpu_memory"):
+    said = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
+    with pytest.raises(ModelError, match=said):
         vllm.tokens(model, [(3,)], 1, 2, EOS, 0)
     assert not (stand_in / "generation").exists()
+    assert "Traceback" in (stand_in / "generation-0.log").read_text(encoding="utf-8")
+
+
+WAITING = """
+import sys, torch
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+from cdpo_lightning.models.causal_lm import build
+from cdpo_lightning.models.vllm_generation import VLLM
+
+VLLM(Path(sys.argv[1]) / "generation", torch.float32, 0.4).tokens(build({SIZES}, 20, 0, 1, 3), [(3,)], 1, 2, 1, 0)
+"""
+
+
+@pytest.mark.slow
+def test_it_ends_with_the_process_that_asked(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = stand_in / "pid"
+    monkeypatch.setenv("STAND_IN_WAITS", str(note))
+    program = WAITING.replace("{SIZES}", repr(SIZES))
+    asking = subprocess.Popen([sys.executable, "-c", program, str(stand_in), str(ROOT)])
+    while not (note.exists() and note.read_text()):
+        assert asking.poll() is None
+        time.sleep(0.05)
+    number = int(note.read_text())
+    os.kill(number, 0)
+    asking.kill()
+    asking.wait()
+    stat, until = Path(f"/proc/{number}/stat"), time.monotonic() + 20
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until, "it outlived the process that asked"
+        time.sleep(0.1)
 
 
 def test_without_it_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

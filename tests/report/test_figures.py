@@ -195,6 +195,9 @@ def test_the_title_of_a_trade_says_what_was_given_up_only_if_it_was(metrics) -> 
 def test_a_difference_whose_interval_holds_0_is_not_told_as_one(metrics) -> None:
     unsure = metrics | {"eval/cdpo/minus_dpo/reward_ci_low": -0.02, "eval/cdpo/minus_dpo/reward_ci_high": 0.05}
     assert trade_title(unsure).startswith("C-DPO has 0.89 less cost than DPO at about the same reward and is at the limit")
+    cost = {"eval/cdpo/minus_dpo/cost_ci_low": -0.02, "eval/cdpo/minus_dpo/cost_ci_high": 0.05}
+    assert trade_title(unsure | cost).startswith("C-DPO has about the reward and the cost of DPO and is at the limit")
+    assert "less reward than DPO at about the same cost and is at the limit" in trade_title(metrics | cost)
     sure = unsure | {"eval/cdpo/minus_dpo/reward_ci_low": 0.01}
     assert "about" not in trade_title(sure)
 
