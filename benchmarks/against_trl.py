@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", nargs="+", default=["counted", "precomputed"], choices=["counted", "precomputed"])
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile, after a batch that is not counted")
     parser.add_argument("--long", type=int, nargs=2, metavar=("LOW", "HIGH"), help="only pairs with so many tokens")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +68,7 @@ def main() -> None:
         common = ["--model", args.model, "--pairs", str(pairs), "--num-pairs", str(args.num_pairs)]
         common += ["--batch-size", str(args.batch_size)]
         own = [*common, "--precision", args.precision, "--device", args.device]
+        own += ["--compile", "--warm", str(args.batch_size)] if args.compile else []
         runs: dict[str, list[dict[str, Any]]] = {}
         for _ in range(args.repeats):
             for mode in args.modes:
