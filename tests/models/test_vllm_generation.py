@@ -98,6 +98,7 @@ def judge(model: nn.Module, tokenizer: PreTrainedTokenizerFast, engine: VLLM | N
     return Judge(None, None, model, Encoder(tokenizer, "plain", 16, 6), 4, 8, "32-true", engine)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_samples_are_the_policys_and_weigh_what_it_says(
     stand_in: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_samples_are_the_policys_and_weigh_what_it_says(
     assert not (stand_in / "generation").exists(), "weights and requests are gone"
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_what_it_reads(stand_in: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     pytest.importorskip("peft", reason="the extra `lora` is not installed")
     policy = adapters.with_adapters(model, ModelConfig(architecture=SIZES, lora_rank=2), 0)
@@ -140,6 +142,7 @@ def test_adapters_are_merged_into_what_it_reads(stand_in: Path, model: nn.Module
     assert vllm.tokens(policy, [], 8, 6, EOS, 0) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_in_one_line_and_its_output_is_kept(stand_in: Path, model: nn.Module) -> None:
     vllm = VLLM(stand_in / "generation", torch.float32, 0.95)
     said = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
