@@ -63,12 +63,17 @@ def in_step(model: nn.Module) -> bool:
     return bool(getattr(model, "in_step", False))
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask [B, T]."""
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Token ids [B, T]."""
     length = max(map(len, prompts))
-    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
+    return torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
+
+
+def _left_mask(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """1 where a left-padded row [B, T] has a token, 0 before it."""
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    position = torch.arange(int(lengths.max()), device=device)
+    return (position >= lengths.max() - lengths[:, None]).long()
 
 
 def _alike(prompts: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
@@ -90,7 +95,7 @@ class _Batch:
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, uniform: Tensor) -> None:
         self.model, self.uniform = model, uniform
         self.logits, self.cache = self._read(prompts, samples)
-        self.mask = _left_padded(prompts, uniform.device)[1].repeat_interleave(samples, 0)
+        self.mask = _left_mask(prompts, uniform.device).repeat_interleave(samples, 0)
         self.row = torch.arange(len(prompts) * samples, device=uniform.device)
         self.ended = torch.zeros_like(self.row, dtype=torch.bool)
 
@@ -100,7 +105,7 @@ class _Batch:
         apart = reads_packed(self.model) and not in_step(self.model) and grows_in_place(growing_cache(config))
         logits, caches = [], []
         for part in _alike(prompts) if apart else [prompts]:
-            ids, mask = _left_padded(part, device)
+            ids, mask = _left_padded(part, device), _left_mask(part, device)
             cache = growing_cache(config)
             logits.append(self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache).repeat_interleave(samples, 0))
             caches.append(cache)
@@ -178,16 +183,15 @@ def sample(
     found: dict[int, list[Sample]] = {}
     groups = [order[start : start + group] for start in range(0, len(order), group)]
     spare = ranks.most(len(groups)) - len(groups) if in_step(model) else 0
-    for chosen in groups:
-        drawn = [uniforms(seed, prompts[i], samples_per_prompt, max_new_tokens) for i in chosen]
-        uniform = torch.from_numpy(np.concatenate(drawn)).to(device)
-        with eagerly(model):
+    with eagerly(model):
+        for chosen in groups:
+            drawn = [uniforms(seed, prompts[i], samples_per_prompt, max_new_tokens) for i in chosen]
+            uniform = torch.from_numpy(np.concatenate(drawn)).to(device)
             tokens, length, total = (t.cpu() for t in _sample_batch(model, [prompts[i] for i in chosen], uniform, eos))
-        for j, i in enumerate(chosen):
-            part = slice(j * samples_per_prompt, (j + 1) * samples_per_prompt)
-            rows = zip(tokens[part].tolist(), length[part].tolist(), total[part].tolist(), strict=True)
-            found[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] == eos, logp) for ids, n, logp in rows]
-    for _ in range(spare):
-        with eagerly(model):  # to run as often as the others
+            for j, i in enumerate(chosen):
+                part = slice(j * samples_per_prompt, (j + 1) * samples_per_prompt)
+                rows = zip(tokens[part].tolist(), length[part].tolist(), total[part].tolist(), strict=True)
+                found[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] == eos, logp) for ids, n, logp in rows]
+        for _ in range(spare):  # to run as often as the others
             _sample_batch(model, [[eos]], torch.zeros(1, max_new_tokens, device=device), eos)
     return [s for i in range(len(prompts)) for s in found[i]]

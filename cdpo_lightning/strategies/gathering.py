@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,6 +78,6 @@ def on_host(parameters: dict[str, Tensor], sharded: bool) -> dict[str, Tensor]:
     """Copies in the memory of the host, of sharded parameters gathered one at a time, on all ranks together."""
     found = {}
     for name, parameter in parameters.items():
-        with gathered([parameter]) if sharded else ExitStack():  # type: ignore[list-item]
+        with gathered([parameter]) if sharded else nullcontext():  # type: ignore[list-item]
             found[name] = parameter.detach().to("cpu", copy=True).contiguous()
     return found

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
+from cdpo_lightning.scoring import logp_of
+
 VOCABULARY = 11
 
 
@@ -43,3 +45,24 @@ def logp_alone():
         return sum(logits.log_softmax(-1)[len(prompt) - 1 + i, token] for i, token in enumerate(response))
 
     return logp
+
+
+@pytest.fixture(scope="session")
+def logp():
+    """log pi of three responses to two prompts, [3]."""
+    rows = [((3, 4, 5), [(6, 7, 1), (8, 1)]), ((9,), [(10, 11, 12, 1)])]
+    return lambda model: logp_of(model, rows, 2, "32-true")
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A policy with adapters as after some steps: their second matrices, which start at zero, do something."""
+
+    def train(policy, step):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(step * torch.randn_like(parameter))
+        return policy
+
+    return train

@@ -1,5 +1,6 @@
 """Adapters: off, they are the base exactly; merged, they are the policy; only they are trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,8 @@ import torch
 from torch import nn
 
 from cdpo_lightning.config import ModelConfig
-from cdpo_lightning.data.packing import Row
 from cdpo_lightning.models import adapters
 from cdpo_lightning.models.causal_lm import build
-from cdpo_lightning.scoring import logp_of
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
@@ -18,21 +17,9 @@ SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }  # fmt: skip
-ROWS: list[Row] = [((3, 4, 5), [(6, 7, 1), (8, 1)]), ((9,), [(10, 11, 12, 1)])]
+Logp = Callable[[nn.Module], torch.Tensor]
+Trained = Callable[[nn.Module, float], nn.Module]
 CONFIG = ModelConfig(architecture=SIZES, lora_rank=4, lora_alpha=8.0)
-
-
-def logp(model: nn.Module) -> torch.Tensor:
-    return logp_of(model, ROWS, 2, "32-true")
-
-
-def trained(policy: nn.Module) -> nn.Module:
-    """As after some steps: the adapters' second matrices, which start at zero, do something."""
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return policy
 
 
 @pytest.fixture
@@ -40,13 +27,15 @@ def base() -> nn.Module:
     return build(SIZES, 20, 0, 1, 3).eval()
 
 
-def test_the_reference_is_the_base_with_adapters_off_exactly_and_shares_its_weights(base: nn.Module) -> None:
+def test_the_reference_is_the_base_with_adapters_off_exactly_and_shares_its_weights(
+    base: nn.Module, logp: Logp, trained: Trained
+) -> None:
     from peft.tuners.lora import LoraLayer
 
     before = logp(base)
     policy = adapters.with_adapters(base, CONFIG, 0)
     assert logp(policy).equal(before), "before the first step the policy is the reference"
-    trained(policy)
+    trained(policy, 0.3)
     assert (logp(policy) - before).abs().max() > 0.1
     assert logp(base).equal(before)
     for part in policy.modules():
@@ -57,8 +46,10 @@ def test_the_reference_is_the_base_with_adapters_off_exactly_and_shares_its_weig
     assert mine == {p.data_ptr() for p in base.parameters()}
 
 
-def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(base: nn.Module, tmp_path: Path) -> None:
-    policy = trained(adapters.with_adapters(base, CONFIG, 0))
+def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(
+    base: nn.Module, tmp_path: Path, logp: Logp, trained: Trained
+) -> None:
+    policy = trained(adapters.with_adapters(base, CONFIG, 0), 0.3)
     plain = adapters.merged(policy)
     torch.testing.assert_close(logp(plain), logp(policy), rtol=0, atol=1e-5)
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in base.named_parameters()]
@@ -68,13 +59,13 @@ def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(base: nn.Mod
     assert adapters.merged(base) is base
 
 
-def test_a_second_stage_goes_on_with_the_adapters_of_the_first(base: nn.Module) -> None:
+def test_a_second_stage_goes_on_with_the_adapters_of_the_first(base: nn.Module, logp: Logp, trained: Trained) -> None:
     """PD-DPO's policy starts where its reward policy ended, and leaves that as it is."""
-    first = trained(adapters.with_adapters(base, CONFIG, 0))
+    first = trained(adapters.with_adapters(base, CONFIG, 0), 0.3)
     before = logp(first)
     second = adapters.with_adapters(first, CONFIG, 1)
     assert logp(second).equal(before)
-    trained(second)
+    trained(second, 0.3)
     assert logp(first).equal(before)
     assert not logp(second).equal(before)
     count = [sum(p.numel() for p in adapters.learned(model).values()) for model in (first, second)]
@@ -90,10 +81,10 @@ def test_only_the_adapters_are_trained_and_kept(base: nn.Module) -> None:
     assert set(adapters.learned(base)) == {name for name, _ in base.named_parameters()}
 
 
-def test_the_adapters_alone_are_read_by_peft(base: nn.Module, tmp_path: Path) -> None:
+def test_the_adapters_alone_are_read_by_peft(base: nn.Module, tmp_path: Path, logp: Logp, trained: Trained) -> None:
     from peft import PeftModel
 
-    policy = trained(adapters.with_adapters(base, CONFIG, 0))
+    policy = trained(adapters.with_adapters(base, CONFIG, 0), 0.3)
     adapters.save(policy, CONFIG, tmp_path / "adapter")
     read = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     torch.testing.assert_close(logp(read.get_base_model()), logp(policy), rtol=0, atol=1e-6)

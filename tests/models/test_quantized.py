@@ -1,5 +1,6 @@
 """4-bit weights: those of the body alone, what is read back, adapters beside them, and the way back to an ordinary model."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,10 @@ import torch
 from torch import nn
 
 from cdpo_lightning.config import ModelConfig
-from cdpo_lightning.data.packing import Row
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models import adapters
 from cdpo_lightning.models.causal_lm import build
 from cdpo_lightning.models.quantized import BYTES, is_quantized, linear_layers, opened, quantized
-from cdpo_lightning.scoring import logp_of
 
 pytest.importorskip("peft", reason="the extra `qlora` is not installed")
 pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")
@@ -21,13 +20,10 @@ SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }  # fmt: skip
-ROWS: list[Row] = [((3, 4, 5), [(6, 7, 1), (8, 1)]), ((9,), [(10, 11, 12, 1)])]
+Logp = Callable[[nn.Module], torch.Tensor]
+Trained = Callable[[nn.Module, float], nn.Module]
 CONFIG = ModelConfig(architecture=SIZES, lora_rank=4, lora_alpha=8.0, quantize="nf4")
 CPU = torch.device("cpu")
-
-
-def logp(model: nn.Module) -> torch.Tensor:
-    return logp_of(model, ROWS, 2, "32-true")
 
 
 @pytest.fixture
@@ -41,14 +37,8 @@ def small(base: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def policy(small: nn.Module) -> nn.Module:
-    """As after some steps."""
-    policy = adapters.with_adapters(small, CONFIG, 0)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return policy
+def policy(small: nn.Module, trained: Trained) -> nn.Module:
+    return trained(adapters.with_adapters(small, CONFIG, 0), 0.1)
 
 
 def test_the_linear_layers_take_four_bits_and_all_else_stays(base: nn.Module, small: nn.Module) -> None:
@@ -66,7 +56,7 @@ def test_the_linear_layers_take_four_bits_and_all_else_stays(base: nn.Module, sm
     assert not is_quantized(base)
 
 
-def test_what_is_read_back_is_the_nearest_of_sixteen_values(base: nn.Module, small: nn.Module) -> None:
+def test_what_is_read_back_is_the_nearest_of_sixteen_values(base: nn.Module, small: nn.Module, logp: Logp) -> None:
     """[2305.14314] App. E: the values lie at most 0.1519 of a block's largest weight from one another's middle."""
     for name in linear_layers(base):
         full, read = base.get_submodule(name).weight, opened(small.get_submodule(name)).weight
@@ -78,7 +68,7 @@ def test_what_is_read_back_is_the_nearest_of_sixteen_values(base: nn.Module, sma
     assert 1e-4 < difference < 1.0
 
 
-def test_before_the_first_step_the_policy_is_the_quantised_reference_exactly(small: nn.Module) -> None:
+def test_before_the_first_step_the_policy_is_the_quantised_reference_exactly(small: nn.Module, logp: Logp) -> None:
     policy = adapters.with_adapters(small, CONFIG, 0)
     assert logp(policy).equal(logp(small))
     assert {p.data_ptr() for p in small.parameters()} <= {p.data_ptr() for p in policy.parameters()}, "shared, not copied"
@@ -87,7 +77,9 @@ def test_before_the_first_step_the_policy_is_the_quantised_reference_exactly(sma
     assert all("lora_" in name for name in trained)
 
 
-def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(base: nn.Module, policy: nn.Module, tmp_path: Path) -> None:
+def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(
+    base: nn.Module, policy: nn.Module, tmp_path: Path, logp: Logp
+) -> None:
     plain = adapters.merged(policy)
     torch.testing.assert_close(logp(plain), logp(policy), rtol=0, atol=1e-5)
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in base.named_parameters()]
@@ -105,7 +97,7 @@ def test_merged_onto_the_full_weights_nothing_of_them_is_lost(base: nn.Module, p
         torch.testing.assert_close(plain.get_submodule(name).weight - base.get_submodule(name).weight, learned)
 
 
-def test_without_adapters_it_becomes_an_ordinary_model_too(base: nn.Module, small: nn.Module, tmp_path: Path) -> None:
+def test_without_adapters_it_becomes_an_ordinary_model_too(base: nn.Module, small: nn.Module, tmp_path: Path, logp: Logp) -> None:
     """As the reference is, which is exported and read by vLLM like any policy."""
     plain = adapters.merged(small)
     torch.testing.assert_close(logp(plain), logp(small), rtol=0, atol=1e-5)
