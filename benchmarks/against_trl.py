@@ -2,8 +2,8 @@
 
     python benchmarks/against_trl.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 8
 
-TRL runs as `trl_dpo.py` sets it up (bf16 weights, its defaults otherwise), with the reference pass counted and precomputed;
-ours in `--precision`. The last line has the ratios.
+TRL runs as `trl_dpo.py` sets it up (bf16 weights, its defaults otherwise), with the reference's log-probabilities in every step
+("counted") and before the first ("precomputed"); ours in `--precision`. All three count them. The last line has the ratios.
 """
 
 from __future__ import annotations
@@ -71,17 +71,15 @@ def main() -> None:
         own += ["--compile", "--warm", str(args.batch_size)] if args.compile else []
         runs: dict[str, list[dict[str, Any]]] = {}
         for _ in range(args.repeats):
+            runs.setdefault("ours", []).append(measured("pair_step.py", *own))
             for mode in args.modes:
-                counted = mode == "counted"
-                ours = measured("pair_step.py", *own, *([] if counted else ["--precomputed"]))
-                runs.setdefault(f"ours {mode}", []).append(ours)
-                trl = measured("trl_dpo.py", *common, *([] if counted else ["--precompute"]))
-                runs.setdefault(f"trl {mode}", []).append(trl)
+                trl = measured("trl_dpo.py", *common, *([] if mode == "counted" else ["--precompute"]))
+                runs.setdefault(mode, []).append(trl)
     fields = ("seconds", "peak_memory_gb")
     median = {who: {k: statistics.median(r[k] for r in found) for k in fields} for who, found in runs.items()}
     summary: dict[str, Any] = {"who": "ratio", "pairs": args.num_pairs, "batch_size": args.batch_size, "precision": args.precision}
     for mode in args.modes:
-        ours, trl = median[f"ours {mode}"], median[f"trl {mode}"]
+        ours, trl = median["ours"], median[mode]
         summary[f"times_faster_{mode}"] = trl["seconds"] / ours["seconds"]
         summary[f"memory_share_{mode}"] = ours["peak_memory_gb"] / trl["peak_memory_gb"]
     print(json.dumps(summary | {"median": median}), flush=True)

@@ -22,6 +22,8 @@ from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.data.packing import Row, row_length
 from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.models import causal_lm
+from cdpo_lightning.models.float32_products import multiply_in_float32
+from cdpo_lightning.models.packed_forward import compute_type
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama2_7b": {
@@ -92,10 +94,13 @@ def load_model(args: argparse.Namespace) -> nn.Module:
     """The model of `--model` or `--shape` on the device, its weights in the precision's type."""
     if args.model:
         model = causal_lm.load(ModelConfig(path=args.model, attention=args.attention))
-        return model.to(args.device, DTYPES[args.precision])
-    with torch.device(args.device):
-        config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=4096, attn_implementation=args.attention)
-        return LlamaForCausalLM(config).to(DTYPES[args.precision]).eval()
+    else:
+        with torch.device(args.device):
+            config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=4096, attn_implementation=args.attention)
+            model = LlamaForCausalLM(config).eval()
+    if compute_type(args.precision) == torch.bfloat16:
+        multiply_in_float32(model, torch.device(args.device))
+    return model.to(args.device, DTYPES[args.precision])
 
 
 def load_pairs(args: argparse.Namespace) -> Pairs:

@@ -5,18 +5,15 @@ Shape legend: N predicted tokens, H hidden, V vocabulary, R responses.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from cdpo_lightning.maths.products import asked_type, better_in_float32, without_autocast
 
 CHUNK_ELEMENTS = 2**25  # logits held at once, so memory does not grow with the batch
-
-
-def _chunk_logp(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor) -> Tensor:
-    logits_NV = F.linear(hidden_NH, weight_VH, bias_V)
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return -F.cross_entropy(logits_NV, target_N, reduction="none")
 
 
 def token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
@@ -26,13 +23,71 @@ def token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: T
     memory is that of one chunk.
     """
     rows = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
-    if hidden_NH.shape[0] <= rows:
-        return _chunk_logp(hidden_NH, weight_VH, bias_V, target_N)
-    parts = [
-        checkpoint(_chunk_logp, h, weight_VH, bias_V, t, use_reentrant=False)
-        for h, t in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)
-    ]
-    return torch.cat(parts)
+    logp: Tensor = _TokenLogp.apply(hidden_NH, weight_VH, bias_V, target_N, rows)
+    return logp
+
+
+class _TokenLogp(torch.autograd.Function):
+    """z = h W' + b; logp = z[target] - lse(z). Backwards: d logp / dz = onehot(target) - softmax(z)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, rows: int) -> Tensor:
+        ctx.rows, ctx.dtype = rows, _product_type(hidden_NH)
+        hidden, weight, bias = _cast(ctx.dtype, hidden_NH, weight_VH, bias_V)
+        logp, lse, softmax = [], [], None
+        for h, target in zip(hidden.split(rows), target_N.split(rows), strict=True):
+            z = _logits(h, weight, bias)
+            top = z.amax(1, keepdim=True)
+            picked = z.gather(1, target[:, None])
+            softmax = z.sub_(top).exp_()
+            total = softmax.sum(1, keepdim=True)
+            lse.append(total.log().add_(top))
+            logp.append(picked.sub_(lse[-1])[:, 0])
+        kept = softmax.div_(total) if softmax is not None and len(lse) == 1 else None  # of a single chunk
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse), kept)
+        return torch.cat(logp)
+
+    @staticmethod
+    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden_NH, weight_VH, bias_V, target_N, lse_N1, kept = ctx.saved_tensors
+        hidden, weight, bias = _cast(ctx.dtype, hidden_NH, weight_VH, bias_V)
+        by_hidden, by_weight, by_bias = (
+            torch.zeros_like(t) if needed else None for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        )
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            upstream = upstream_N[part, None]
+            softmax = _logits(hidden[part], weight, bias).sub_(lse_N1[part]).exp_() if kept is None else kept
+            by_z = (softmax * -upstream).scatter_add_(1, target_N[part, None], upstream).to(hidden.dtype)
+            with without_autocast(hidden.device):
+                if by_hidden is not None:
+                    by_hidden[part] = by_z @ weight
+                if by_weight is not None:
+                    by_weight.addmm_(by_z.t(), hidden[part])
+                if by_bias is not None:
+                    by_bias += by_z.sum(0)
+        given = (hidden_NH, weight_VH, bias_V)
+        return (
+            *(g if g is None else g.to(t.dtype) for g, t in zip((by_hidden, by_weight, by_bias), given, strict=True)),
+            None,
+            None,
+        )
+
+
+def _product_type(hidden: Tensor) -> torch.dtype:
+    asked = asked_type(hidden)
+    return torch.float32 if asked == torch.bfloat16 and better_in_float32(hidden.device) else asked
+
+
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [t if t is None else t.to(dtype) for t in tensors]
+
+
+def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    """A new tensor, in float32 or better."""
+    with without_autocast(hidden_NH.device):
+        logits = F.linear(hidden_NH, weight_VH, bias_V)
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def sum_per_response(token_logp_N: Tensor, response_N: Tensor, responses: int) -> Tensor:

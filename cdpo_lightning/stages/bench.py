@@ -20,6 +20,7 @@ from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import ConfigError, DataError
 from cdpo_lightning.history import History
 from cdpo_lightning.models import adapters, causal_lm
+from cdpo_lightning.models.float32_products import multiply_in_float32
 from cdpo_lightning.models.layers import compiled
 from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.models.placement import park
@@ -131,6 +132,8 @@ def load_base(bench: Bench) -> Base:
     else:
         t = bench.tokenizer
         loaded = causal_lm.build(model.architecture, len(t), t.pad_token_id, t.eos_token_id, bench.config.seed).eval()
+    if compute_type(bench.config.trainer.precision) == torch.bfloat16:
+        multiply_in_float32(loaded, bench.device)
     if model.gradient_checkpointing:
         loaded.activation_checkpointing_enable()
     return Base(loaded.to(bench.full_precision), causal_lm.parameter_hash(loaded))

@@ -38,11 +38,34 @@ def test_value_and_gradient_whatever_the_chunks(problem, monkeypatch, elements):
 
 def test_chunks_hold_no_more_logits_than_they_may(problem, monkeypatch):
     sizes = []
-    whole = logprobs._chunk_logp
+    whole = logprobs._logits
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 4 * VOCABULARY + 3)
-    monkeypatch.setattr(logprobs, "_chunk_logp", lambda h, *rest: sizes.append(len(h)) or whole(h, *rest))
-    logprobs.token_logp(*problem)
+    monkeypatch.setattr(logprobs, "_logits", lambda h, *rest: sizes.append(len(h)) or whole(h, *rest))
+    logp = logprobs.token_logp(*problem)
     assert sizes == [4, 4, 4, 1]
+    logp.sum().backward()
+    assert sizes == [4, 4, 4, 1] * 2, "computed again, chunk by chunk"
+
+
+def test_a_single_chunk_is_computed_once_and_its_graph_can_be_used_twice(problem, monkeypatch):
+    calls = []
+    whole = logprobs._logits
+    monkeypatch.setattr(logprobs, "_logits", lambda *given: calls.append(1) or whole(*given))
+    logp = logprobs.token_logp(*problem)
+    first, second = (torch.autograd.grad(logp.sum(), problem[0], retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("elements", [2**25, 4 * VOCABULARY])
+def test_what_is_frozen_gets_no_gradient(problem, monkeypatch, elements):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    hidden, weight, target, bias = problem
+    weight.requires_grad_(False)
+    logprobs.token_logp(hidden, weight, target, bias).sum().backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+    assert bias.grad is not None
 
 
 def test_without_a_bias(problem):
@@ -57,15 +80,36 @@ def test_hand_value():
     assert logp.exp().tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_states_give_float32(dtype):
-    """Log-softmax in bfloat16 would round every log-probability to 3 digits."""
+@pytest.mark.parametrize(("dtype", "in_float32"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)])
+def test_half_precision_states_give_float32(monkeypatch, dtype, in_float32):
+    """Log-softmax in bfloat16 would round every log-probability to 3 digits; where the product is in float32, logits are not rounded."""
+    monkeypatch.setattr(logprobs, "better_in_float32", lambda _: in_float32)
     hidden, weight = torch.randn(TOKENS, HIDDEN).to(dtype), torch.randn(VOCABULARY, HIDDEN).to(dtype)
     target = torch.randint(VOCABULARY, (TOKENS,))
     logp = logprobs.token_logp(hidden, weight, target)
     assert logp.dtype == torch.float32
-    exact = (hidden @ weight.T).double().log_softmax(-1)[torch.arange(TOKENS), target]
-    torch.testing.assert_close(logp.double(), exact, rtol=1e-5, atol=1e-6)
+    logits = hidden.double() @ weight.double().T if in_float32 else (hidden @ weight.T).double()
+    torch.testing.assert_close(logp.double(), logits.log_softmax(-1)[torch.arange(TOKENS), target], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_float32", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_gradients_of_bf16_are_those_of_float64_but_for_rounding(monkeypatch, problem, in_float32, autocast):
+    monkeypatch.setattr(logprobs, "better_in_float32", lambda _: in_float32)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 4 * VOCABULARY)
+    hidden, weight, target, bias = (t.detach().bfloat16() if t.is_floating_point() else t for t in problem)
+    exact = value_and_gradients(
+        plain, [t.double().requires_grad_() if t.is_floating_point() else t for t in (hidden, weight, target, bias)]
+    )
+    if autocast:
+        hidden, weight, bias = hidden.float(), weight.float(), bias.float()
+    half = [t.requires_grad_() if t.is_floating_point() else t for t in (hidden, weight, target, bias)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        value = logprobs.token_logp(*half)
+    found = [value, *torch.autograd.grad(value, [hidden, weight, bias], torch.linspace(-1, 2, TOKENS))]
+    assert [t.dtype for t in found[1:]] == [hidden.dtype] * 3
+    for got, want in zip(found, exact, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=0.02, atol=0.05)
 
 
 def test_sum_per_response_by_hand():
