@@ -23,7 +23,7 @@ def token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: T
     memory is that of one chunk.
     """
     rows = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
-    logp: Tensor = _TokenLogp.apply(hidden_NH, weight_VH, bias_V, target_N, rows)
+    logp: Tensor = _TokenLogp.apply(hidden_NH, weight_VH, bias_V, target_N, rows)  # type: ignore[no-untyped-call]
     return logp
 
 
@@ -33,8 +33,8 @@ class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, rows: int) -> Tensor:
         ctx.rows, ctx.dtype = rows, _product_type(hidden_NH)
-        hidden, weight, bias = _cast(ctx.dtype, hidden_NH, weight_VH, bias_V)
-        logp, lse, softmax = [], [], None
+        hidden, weight, bias = _factors(ctx.dtype, hidden_NH, weight_VH, bias_V)
+        logp, lse = [], []
         for h, target in zip(hidden.split(rows), target_N.split(rows), strict=True):
             z = _logits(h, weight, bias)
             top = z.amax(1, keepdim=True)
@@ -43,22 +43,23 @@ class _TokenLogp(torch.autograd.Function):
             total = softmax.sum(1, keepdim=True)
             lse.append(total.log().add_(top))
             logp.append(picked.sub_(lse[-1])[:, 0])
-        kept = softmax.div_(total) if softmax is not None and len(lse) == 1 else None  # of a single chunk
+        kept = softmax.div_(total) if len(lse) == 1 else None  # of a single chunk
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse), kept)
         return torch.cat(logp)
 
     @staticmethod
-    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, target_N, lse_N1, kept = ctx.saved_tensors
-        hidden, weight, bias = _cast(ctx.dtype, hidden_NH, weight_VH, bias_V)
+        hidden, weight, bias = _factors(ctx.dtype, hidden_NH, weight_VH, bias_V)
         by_hidden, by_weight, by_bias = (
-            torch.zeros_like(t) if needed else None for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+            torch.zeros_like(t) if t is not None and needed else None
+            for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         )
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
             upstream = upstream_N[part, None]
-            softmax = _logits(hidden[part], weight, bias).sub_(lse_N1[part]).exp_() if kept is None else kept
-            by_z = (softmax * -upstream).scatter_add_(1, target_N[part, None], upstream).to(hidden.dtype)
+            softmax = _logits(hidden[part], weight, bias).sub_(lse_N1[part]).exp_() if kept is None else kept.clone()
+            by_z = softmax.mul_(-upstream).scatter_add_(1, target_N[part, None], upstream).to(hidden.dtype)
             with without_autocast(hidden.device):
                 if by_hidden is not None:
                     by_hidden[part] = by_z @ weight
@@ -67,11 +68,8 @@ class _TokenLogp(torch.autograd.Function):
                 if by_bias is not None:
                     by_bias += by_z.sum(0)
         given = (hidden_NH, weight_VH, bias_V)
-        return (
-            *(g if g is None else g.to(t.dtype) for g, t in zip((by_hidden, by_weight, by_bias), given, strict=True)),
-            None,
-            None,
-        )
+        found = (g if g is None else g.to(t.dtype) for g, t in zip((by_hidden, by_weight, by_bias), given, strict=True))
+        return (*found, None, None)
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
@@ -79,8 +77,8 @@ def _product_type(hidden: Tensor) -> torch.dtype:
     return torch.float32 if asked == torch.bfloat16 and better_in_float32(hidden.device) else asked
 
 
-def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [t if t is None else t.to(dtype) for t in tensors]
+def _factors(dtype: torch.dtype, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    return hidden.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
 
 
 def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

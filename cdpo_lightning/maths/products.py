@@ -36,7 +36,7 @@ def linear(input_BI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor
     few = input_BI.numel() < FEW_ROWS * weight_OI.shape[1]
     if few or asked_type(input_BI) != torch.bfloat16:
         return F.linear(input_BI, weight_OI, bias_O)
-    product = _Product.apply(input_BI.bfloat16(), weight_OI)
+    product: Tensor = _Product.apply(input_BI.bfloat16(), weight_OI)  # type: ignore[no-untyped-call]
     return product if bias_O is None else product + bias_O.bfloat16()
 
 
@@ -50,7 +50,7 @@ class _Product(torch.autograd.Function):
             return F.linear(input_BI.float(), _factor(weight_OI)).bfloat16()
 
     @staticmethod
-    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         input_BI, weight_OI = ctx.saved_tensors
         by_input = by_weight = None
         with without_autocast(input_BI.device):

@@ -82,7 +82,7 @@ def test_hand_value():
 
 @pytest.mark.parametrize(("dtype", "in_float32"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)])
 def test_half_precision_states_give_float32(monkeypatch, dtype, in_float32):
-    """Log-softmax in bfloat16 would round every log-probability to 3 digits; where the product is in float32, logits are not rounded."""
+    """Log-softmax in bfloat16 would round every log-probability to 3 digits. In float32 the logits are not rounded either."""
     monkeypatch.setattr(logprobs, "better_in_float32", lambda _: in_float32)
     hidden, weight = torch.randn(TOKENS, HIDDEN).to(dtype), torch.randn(VOCABULARY, HIDDEN).to(dtype)
     target = torch.randint(VOCABULARY, (TOKENS,))
