@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import harness
@@ -20,6 +21,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 
 from cdpo_lightning.config import PolicyConfig, TrainerConfig
+from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_data import PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.models.layers import compiled
@@ -42,6 +44,12 @@ def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
         pair_M2=torch.arange(2 * count).view(count, 2),
         draw_M=draws(count, 0),
     )
+
+
+def reference_pass(model: nn.Module, rows: Sequence[Row], args: argparse.Namespace) -> torch.Tensor:
+    """log pi_ref of all responses."""
+    with compiled(model, args.compile):
+        return logp_of(model, rows, args.batch_size, args.precision)
 
 
 def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairDataModule:
@@ -75,11 +83,11 @@ def main() -> None:
     rate = harness.matrix_rate(args.device, compute_type(args.precision))
     if args.warm:
         part = replace(pairs, rows=pairs.rows[: args.warm])
-        train(model, table_of(part, logp_of(model, part.rows, args.batch_size, args.precision)), args)
+        train(model, table_of(part, reference_pass(model, part.rows, args)), args)
     harness.synchronize(args.device)
     start = time.perf_counter()
     with harness.profiled(args.profile):
-        reference = logp_of(model, pairs.rows, args.batch_size, args.precision)
+        reference = reference_pass(model, pairs.rows, args)
         start = time.perf_counter() if args.precomputed else start
         data = train(model, table_of(pairs, reference), args)
     harness.synchronize(args.device)

@@ -7,7 +7,7 @@ row gives the same log-probabilities as its responses one at a time. Shape legen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class PackedRows:
 
     input_ids_BT: Tensor
     position_BT: Tensor
-    mask_B1TT: Tensor  # bool, True: may look
+    segment_BT: Tensor  # number of the prompt or response that a token is of, each in the batch its own; -1: padding
+    prompt_BT: Tensor  # number of the prompt that it follows; of a prompt, its own
     source_N: Tensor  # index into the flattened [B*T] hidden states
     target_N: Tensor  # token ids
     response_N: Tensor  # number of the response, rows in order, in [0, responses)
@@ -40,30 +41,43 @@ def row_length(prompt: Ids, responses: Sequence[Ids]) -> int:
     return len(prompt) + sum(len(response) for response in responses)
 
 
-def attention_mask(segment_BT: Tensor) -> Tensor:
-    """Who may look at whom, bool [B, 1, T, T]: segment 0 is the prompt, 1, 2, ... the responses, -1 padding.
+def attention_mask(rows: PackedRows) -> Tensor:
+    """Who may look at whom, bool [B, 1, T, T], True: may look.
 
     A position sees earlier positions of its own segment and of the prompt. Padding sees itself, so that no row of the softmax
     is empty.
     """
-    query, key = segment_BT[:, :, None], segment_BT[:, None, :]
-    length = segment_BT.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_BT.device).tril()
-    mask = causal & ((query == key) | ((key == 0) & (query > 0)))
-    return mask[:, None]
+    segment, prompt = rows.segment_BT, rows.prompt_BT
+    length = segment.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
+    key = segment[:, None, :]
+    return (causal & ((key == segment[:, :, None]) | (key == prompt[:, :, None])))[:, None]
+
+
+def joined(rows: PackedRows) -> PackedRows:
+    """The same batch as one row without padding, for attention that skips what its mask hides."""
+    real = rows.segment_BT.flatten() >= 0
+    place = real.cumsum(0) - 1
+    one = {
+        name: getattr(rows, name).flatten()[real][None] for name in ("input_ids_BT", "position_BT", "segment_BT", "prompt_BT")
+    }
+    return replace(rows, **one, source_N=place[rows.source_N])
 
 
 def pack(rows: Sequence[Row]) -> PackedRows:
     """The batch of `rows`, each a prompt of at least one token and its responses, padded on the right."""
     length = max(row_length(*row) for row in rows)
-    tokens, positions, segments = [], [], []
+    tokens, positions, segments, prompts = [], [], [], []
     source: list[int] = []
     target: list[int] = []
     owner: list[int] = []
     number = 0
     for b, (prompt, responses) in enumerate(rows):
-        start, ids, position, segment = len(prompt), list(prompt), list(range(len(prompt))), [0] * len(prompt)
-        for s, response in enumerate(responses, start=1):
+        start, ids, position = len(prompt), list(prompt), list(range(len(prompt)))
+        segment = [b + number] * len(prompt)
+        missing = length - row_length(prompt, responses)
+        prompts.append([b + number] * (length - missing) + [-1] * missing)
+        for response in responses:
             offset = b * length + len(ids)
             source += [b * length + start - 1, *range(offset, offset + len(response) - 1)]
             target += response
@@ -71,15 +85,15 @@ def pack(rows: Sequence[Row]) -> PackedRows:
             number += 1
             ids += response
             position += range(start, start + len(response))
-            segment += [s] * len(response)
-        missing = length - len(ids)
+            segment += [b + number] * len(response)
         tokens.append(ids + [0] * missing)
         positions.append(position + [0] * missing)
         segments.append(segment + [-1] * missing)
     return PackedRows(
         input_ids_BT=torch.tensor(tokens),
         position_BT=torch.tensor(positions),
-        mask_B1TT=attention_mask(torch.tensor(segments)),
+        segment_BT=torch.tensor(segments),
+        prompt_BT=torch.tensor(prompts),
         source_N=torch.tensor(source),
         target_N=torch.tensor(target),
         response_N=torch.tensor(owner),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cdpo_lightning.maths.products import asked_type, better_in_float32, without_autocast
 
-CHUNK_ELEMENTS = 2**25  # logits held at once, so memory does not grow with the batch
+CHUNK_ELEMENTS = 2**26  # logits held at once, so memory does not grow with the batch
 
 
 def token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: Tensor | None = None) -> Tensor:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from cdpo_lightning.maths.products import asked_type, better_in_float32, linear, without_autocast
+from cdpo_lightning.maths.products import better_in_float32, linear
+from cdpo_lightning.models import attention
 from cdpo_lightning.models.layers import layers_of
-
-ATTENTION = "sdpa_float32"
 
 
 class Float32Linear(nn.Linear):
@@ -35,23 +29,4 @@ def multiply_in_float32(model: nn.Module, device: torch.device) -> None:
         for module in layer.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Float32Linear
-    config: Any = model.config
-    if config._attn_implementation == "sdpa":
-        config._attn_implementation = ATTENTION
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """transformers' `sdpa`, in float32 unless a single token is read, whose cache would have to be converted."""
-    dtype = asked_type(query)
-    if dtype != torch.bfloat16 or query.shape[2] == 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    with without_autocast(query.device):
-        wide = (t.to(dtype).float() for t in (query, key, value))
-        output, _ = sdpa_attention_forward(module, *wide, attention_mask, **options)
-    return output.to(dtype), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    attention.use(model, attention.FLOAT32)

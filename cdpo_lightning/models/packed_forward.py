@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cdpo_lightning.data.packing import PackedRows, apart, pack
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.maths.logprobs import sum_per_response, token_logp
+from cdpo_lightning.models.attention import arranged
 
 
 def reads_packed(model: nn.Module) -> bool:
@@ -21,7 +22,8 @@ def reads_packed(model: nn.Module) -> bool:
 def response_states(model: nn.Module, rows: PackedRows) -> Tensor:
     """The last hidden states that predict the responses' tokens, [N, H]."""
     if reads_packed(model):
-        inputs = {"input_ids": rows.input_ids_BT, "attention_mask": rows.mask_B1TT, "position_ids": rows.position_BT}
+        rows, mask = arranged(model, rows)
+        inputs = {"input_ids": rows.input_ids_BT, "attention_mask": mask, "position_ids": rows.position_BT}
         return model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[rows.source_N]
     single = apart(rows)
     return model.base_model(**_own_inputs(single)).last_hidden_state.flatten(0, 1)[single.source_N]
@@ -52,9 +54,7 @@ def response_features(model: nn.Module, rows: PackedRows) -> Tensor:
 
 def _own_inputs(rows: PackedRows) -> dict[str, Any]:
     """What a model that keeps to its own positions and mask is given, of rows of one response each, padded on the right."""
-    real = rows.position_BT > 0
-    real[:, 0] = True
-    return {"input_ids": rows.input_ids_BT, "attention_mask": real.long(), "use_cache": False}
+    return {"input_ids": rows.input_ids_BT, "attention_mask": (rows.segment_BT >= 0).long(), "use_cache": False}
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import torch
 
-from cdpo_lightning.data.packing import attention_mask, pack, row_length
+from cdpo_lightning.data.packing import attention_mask, joined, pack, row_length
 
 # Prompt 10 11, responses (20 21) and (30); beside it prompt 40, response (50), three positions of padding.
 ROWS = [([10, 11], [[20, 21], [30]]), ([40], [(50,)])]
@@ -18,7 +18,7 @@ def test_mask_by_hand():
         xx..x | ..xxx
     """
     expected = [[[c == "x" for c in half.strip()] for half in line.split("|")] for line in drawn.strip().splitlines()]
-    mask = pack(ROWS).mask_B1TT
+    mask = attention_mask(pack(ROWS))
     assert mask.shape == (2, 1, 5, 5)
     assert mask[:, 0].tolist() == [list(rows) for rows in zip(*expected, strict=True)]
 
@@ -46,7 +46,7 @@ def test_every_source_sees_its_prompt_and_the_response_so_far_and_nothing_else()
     seen = []
     for source in rows.source_N.tolist():
         b, t = divmod(source, length)
-        look = rows.mask_B1TT[b, 0, t]
+        look = attention_mask(rows)[b, 0, t]
         seen.append(rows.input_ids_BT[b][look].tolist())
         assert rows.position_BT[b][look].tolist() == list(range(int(look.sum())))
     assert seen == [[*p, *y[:i]] for p, responses in batch for y in responses for i in range(len(y))]
@@ -59,11 +59,24 @@ def test_row_length_is_that_of_the_packed_row():
 
 def test_nobody_is_blind_and_nobody_sees_padding():
     """An empty row of the softmax would be nan, and reach the gradient."""
-    segment = torch.tensor([[0, 1, 2, -1, -1], [0, -1, -1, -1, -1]])
-    mask = attention_mask(segment)[:, 0]
+    rows = pack([([1], [[2], [3], [4]]), ([1], [[2]]), ([1], [[2, 3]])])
+    mask, padding = attention_mask(rows)[:, 0], rows.segment_BT == -1
+    assert int(padding.sum()) == 3
     assert mask.diagonal(dim1=1, dim2=2).all()
-    looks = mask & (segment[:, None, :] == -1)
-    assert (segment[looks.any(-1)] == -1).all()
+    assert not (mask & padding[:, None, :] & ~padding[:, :, None]).any()
+
+
+def test_joined_rows_are_one_row_in_which_every_token_sees_what_it_saw():
+    rows = pack([*ROWS, ([1, 2], [[3], [4, 5]])])
+    one, real = joined(rows), rows.segment_BT.flatten() >= 0
+    assert one.input_ids_BT.tolist() == [[10, 11, 20, 21, 30, 40, 50, 1, 2, 3, 4, 5]]
+    assert one.position_BT[0].tolist() == rows.position_BT.flatten()[real].tolist()
+    apart = torch.block_diag(*attention_mask(rows)[:, 0]).bool()[real][:, real]
+    assert torch.equal(attention_mask(one)[0, 0], apart)
+    for batch in (rows, one):
+        assert batch.input_ids_BT.flatten()[batch.source_N].tolist() == [11, 20, 11, 40, 2, 2, 4]
+    assert torch.equal(one.target_N, rows.target_N)
+    assert one.responses == rows.responses
 
 
 def test_moving_a_batch_keeps_it_whole():

@@ -10,7 +10,8 @@ from torch import nn
 from cdpo_lightning.data.packing import pack
 from cdpo_lightning.models import float32_products
 from cdpo_lightning.models.causal_lm import build
-from cdpo_lightning.models.float32_products import ATTENTION, Float32Linear, multiply_in_float32
+from cdpo_lightning.models.attention import FLOAT32
+from cdpo_lightning.models.float32_products import Float32Linear, multiply_in_float32
 from cdpo_lightning.models.generation import sample
 from cdpo_lightning.models.layers import compiled
 from cdpo_lightning.models.packed_forward import response_logp
@@ -58,7 +59,7 @@ def test_weights_names_and_the_head_stay(model: nn.Module) -> None:
     kinds = {name: type(m) for name, m in other.named_modules() if isinstance(m, nn.Linear)}
     assert kinds.pop("lm_head") is nn.Linear
     assert set(kinds.values()) == {Float32Linear}
-    assert other.config._attn_implementation == ATTENTION  # type: ignore[union-attr]
+    assert other.config._attn_implementation == FLOAT32  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])
