@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from cdpo_lightning.models.generation import sample
-from cdpo_lightning.models.packed_forward import compute_type
 
 Prompts = list[tuple[int, ...]]
 
@@ -56,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     model, pairs = harness.load_model(args), harness.load_pairs(args)
     prompts: Prompts = [tuple(prompt) for prompt, _ in pairs.rows]
-    rate = harness.matrix_rate(args.device, compute_type(args.precision))
+    rate = harness.matrix_rate(args.device, args.precision)
     trunk, head = harness.trunk_and_head(model)
     ways: dict[str, Callable[[], int]] = {"sample": lambda: ours(model, prompts, pairs.eos, args)}
     if not args.only_ours:

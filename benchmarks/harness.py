@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.data.packing import Row, row_length
 from cdpo_lightning.data.templates import Encoder
-from cdpo_lightning.models import causal_lm
+from cdpo_lightning.maths.products import better_in_float32
+from cdpo_lightning.models import attention, causal_lm
 from cdpo_lightning.models.float32_products import multiply_in_float32
 from cdpo_lightning.models.packed_forward import compute_type
 
@@ -64,7 +65,7 @@ def arguments(text: str | None, pairs: int) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="bf16-true", choices=sorted(DTYPES))
-    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flex_attention"])
     parser.add_argument("--profile", action="store_true", help="a table of operations on stderr (slower: not for the figures)")
     parser.add_argument("--min-tokens", type=int, default=0, help="only pairs of at least so many tokens (prompt and both answers)")
     parser.add_argument("--lengths", type=int, nargs=2, default=(64, 256), help="with --shape: tokens of a prompt and an answer")
@@ -96,8 +97,10 @@ def load_model(args: argparse.Namespace) -> nn.Module:
         model = causal_lm.load(ModelConfig(path=args.model, attention=args.attention))
     else:
         with torch.device(args.device):
-            config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=4096, attn_implementation=args.attention)
+            config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=4096, attn_implementation="sdpa")
             model = LlamaForCausalLM(config).eval()
+        if args.attention == "flex_attention":
+            attention.use(model, attention.BLOCKS)
     if compute_type(args.precision) == torch.bfloat16:
         multiply_in_float32(model, torch.device(args.device))
     return model.to(args.device, DTYPES[args.precision])
@@ -127,8 +130,12 @@ def load_pairs(args: argparse.Namespace) -> Pairs:
     return Pairs(list(islice(rows, args.num_pairs)), encoder.eos, list(islice(texts, args.num_pairs)))
 
 
-def matrix_rate(device: str, dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
-    """Floating-point operations a second of one large product [2 size, size] @ [size, size]: the hardware's practical limit."""
+def matrix_rate(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:
+    """Floating-point operations a second of one large product [2 size, size] @ [size, size]: the hardware's practical limit.
+
+    Of bf16 numbers, in float32 where that is faster.
+    """
+    dtype = torch.float32 if better_in_float32(torch.device(device)) else compute_type(precision)
     size = 4 * size if device == "cuda" else size
     a, b = (torch.randn(n, size, device=device, dtype=dtype) for n in (2 * size, size))
     for _ in range(3):

@@ -25,7 +25,6 @@ from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_data import PairDataModule
 from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.models.layers import compiled
-from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.modules.policy import PolicyModule
 from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.strategies import hardware
@@ -80,7 +79,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=0, help="pairs of an unmeasured epoch before (GPU: kernels and allocator)")
     args = parser.parse_args()
     model, pairs = harness.load_model(args), harness.load_pairs(args)
-    rate = harness.matrix_rate(args.device, compute_type(args.precision))
+    rate = harness.matrix_rate(args.device, args.precision)
     if args.warm:
         part = replace(pairs, rows=pairs.rows[: args.warm])
         train(model, table_of(part, reference_pass(model, part.rows, args)), args)

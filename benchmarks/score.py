@@ -11,7 +11,7 @@ import harness
 import torch
 
 from cdpo_lightning.data.batching import sorted_batches
-from cdpo_lightning.models.packed_forward import compute_type, numerics
+from cdpo_lightning.models.packed_forward import numerics
 from cdpo_lightning.models.score_model import from_causal_lm, pad
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     scorer = from_causal_lm(model, 0, 0).to(args.device, harness.DTYPES[args.precision])
     sequences = [[*prompt, *response] for prompt, responses in pairs.rows for response in responses]
     tokens, padded = sum(map(len, sequences)), 0
-    rate = harness.matrix_rate(args.device, compute_type(args.precision))
+    rate = harness.matrix_rate(args.device, args.precision)
     trunk, _ = harness.trunk_and_head(model)
     harness.synchronize(args.device)
     start = time.perf_counter()

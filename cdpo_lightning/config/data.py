@@ -35,7 +35,7 @@ class ModelConfig:
     scorer_trainable_layers: int = 0  # how many of those are trained, the rest and the embedding frozen; 0: everything
     trainable_layers: int = 0  # how many of the last layers are trained, the rest and the embedding frozen; 0: everything
     gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the layers while they are trained
+    compile: bool = False  # torch.compile of the layers, trained and in the reference pass
     lora_rank: int = 0  # rank of low-rank adapters on every linear layer, which alone are trained; 0: none
     lora_alpha: float = 16.0  # their output is scaled by lora_alpha / lora_rank
     lora_merge: bool = True  # export an ordinary model; false: the adapters alone
@@ -43,7 +43,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         choice("model.template", self.template, ("plain", "chat", "beaver"))
-        choice("model.attention", self.attention, ("sdpa", "eager"))
+        choice("model.attention", self.attention, ("sdpa", "eager", "flex_attention"))
         require(self.max_prompt_tokens >= 1, "model.max_prompt_tokens", self.max_prompt_tokens, "at least 1")
         require(self.max_response_tokens >= 2, "model.max_response_tokens", self.max_response_tokens, "at least 2")
         require(self.trainable_layers >= 0, "model.trainable_layers", self.trainable_layers, "0 (everything) or more")

@@ -87,8 +87,12 @@ class RunConfig:
 
     def _require_model_fits_trainer(self) -> None:
         """Raises:
-        ConfigError: weights in 4 bits are to be sharded, or trained; or layers compiled whose parameters come and go.
+        ConfigError: weights in 4 bits are to be sharded, or trained; or layers compiled whose parameters come and go; or attention
+            that needs a GPU without one.
         """
+        attention = self.model.attention
+        on_cpu = attention == "flex_attention" and self.trainer.accelerator == "cpu"
+        require(not on_cpu, "model.attention", attention, "sdpa or eager with trainer.accelerator=cpu: it has no gradient there")
         value, compiled = self.model.quantize, self.model.compile
         require(
             not compiled or self.trainer.zero != 3, "model.compile", compiled, "false with ZeRO-3, which gathers layers by hooks"

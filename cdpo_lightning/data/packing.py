@@ -47,7 +47,11 @@ def attention_mask(rows: PackedRows) -> Tensor:
     A position sees earlier positions of its own segment and of the prompt. Padding sees itself, so that no row of the softmax
     is empty.
     """
-    segment, prompt = rows.segment_BT, rows.prompt_BT
+    return visible(rows.segment_BT, rows.prompt_BT)
+
+
+def visible(segment: Tensor, prompt: Tensor) -> Tensor:
+    """The same, of the numbers [B, T] of `PackedRows`."""
     length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
     key = segment[:, None, :]
@@ -58,9 +62,7 @@ def joined(rows: PackedRows) -> PackedRows:
     """The same batch as one row without padding, for attention that skips what its mask hides."""
     real = rows.segment_BT.flatten() >= 0
     place = real.cumsum(0) - 1
-    one = {
-        name: getattr(rows, name).flatten()[real][None] for name in ("input_ids_BT", "position_BT", "segment_BT", "prompt_BT")
-    }
+    one = {name: getattr(rows, name).flatten()[real][None] for name in ("input_ids_BT", "position_BT", "segment_BT", "prompt_BT")}
     return replace(rows, **one, source_N=place[rows.source_N])
 
 

@@ -23,6 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
+from cdpo_lightning.models import attention
 from cdpo_lightning.models.packed_forward import settle_rows
 
 
@@ -131,7 +132,7 @@ def load(config: ModelConfig) -> nn.Module:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
-            attn_implementation=config.attention,
+            attn_implementation="sdpa" if config.attention == "flex_attention" else config.attention,
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -143,6 +144,8 @@ def load(config: ModelConfig) -> nn.Module:
         raise ModelError(f"model.path={config.path}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
     without_dropout(model.eval())
     settle_rows(model, f"model.path={config.path}")
+    if config.attention == "flex_attention":
+        attention.use(model, attention.BLOCKS)
     return model
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cdpo_lightning.data.packing import PackedRows, apart, pack
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.maths.logprobs import sum_per_response, token_logp
+from cdpo_lightning.maths.logprobs import sum_per_response
 from cdpo_lightning.models.attention import arranged
+from cdpo_lightning.models.liger import fastest_token_logp
 
 
 def reads_packed(model: nn.Module) -> bool:
@@ -33,7 +34,7 @@ def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
     """log pi of every token of the responses, nats, shape [N], the end tokens included."""
     if reads_packed(model):
         head = model.get_output_embeddings()
-        return token_logp(response_states(model, rows), head.weight, rows.target_N, head.bias)
+        return fastest_token_logp(response_states(model, rows), head.weight, rows.target_N, head.bias)
     single = apart(rows)  # the same tokens in the same order
     logits = model(**_own_inputs(single)).logits.flatten(0, 1)[single.source_N]
     logits = logits if logits.dtype == torch.float64 else logits.float()

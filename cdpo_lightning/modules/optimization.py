@@ -41,9 +41,10 @@ def adamw_groups(
 ) -> dict[str, Any]:
     """One AdamW for several networks, each a group with its learning rate: DeepSpeed holds one optimizer only."""
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": lr} for model, lr in models]
-    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    on_cpu = all(p.device.type == "cpu" for model, _ in models for p in model.parameters())
     # fused: one pass over the memory instead of eight; on a GPU torch chooses by itself
     optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True if on_cpu else None)
+    optimizer._step_supports_amp_scaling = False  # there is no scaler; with one Lightning could not clip the gradients
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval},

@@ -16,6 +16,7 @@ from cdpo_lightning.artifacts import Artifact, Store, digest
 from cdpo_lightning.config import FitConfig, RunConfig
 from cdpo_lightning.data import grammar
 from cdpo_lightning.data.corpus import Corpus, Split
+from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.templates import Encoder
 from cdpo_lightning.errors import ConfigError, DataError
 from cdpo_lightning.history import History
@@ -26,6 +27,7 @@ from cdpo_lightning.models.packed_forward import compute_type
 from cdpo_lightning.models.placement import park
 from cdpo_lightning.models.published import require_folder
 from cdpo_lightning.models.quantized import quantized
+from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.training import Stage, fit
 
 
@@ -69,6 +71,12 @@ class Bench:
         """Trains the stage under the run's trainer and history."""
         with compiled(module, self.config.model.compile):
             return fit(module, data, stage, self.config.trainer, self.history, progress=self.progress, **options)
+
+    def logp(self, model: nn.Module, rows: list[Row]) -> torch.Tensor:
+        """log pi of the rows' responses, nats, float64, with the numerics of training."""
+        trainer = self.config.trainer
+        with compiled(model, self.config.model.compile):
+            return logp_of(model, rows, trainer.inference_batch, trainer.precision)
 
 
 @dataclass(frozen=True)

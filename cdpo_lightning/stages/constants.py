@@ -11,7 +11,7 @@ from cdpo_lightning.artifacts import digest
 from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.data.records import PreferencePair
-from cdpo_lightning.scoring import ModelScorer, Scorer, Text, logp_of
+from cdpo_lightning.scoring import ModelScorer, Scorer, Text
 from cdpo_lightning.stages.bench import Bench
 
 
@@ -27,13 +27,15 @@ def stored_scores(bench: Bench, kind: str, scorer: Scorer, texts: Sequence[Text]
 
 def stored_reference_logp(bench: Bench, reference: nn.Module, identity: str, rows: list[Row]) -> Tensor:
     """log pi_ref of the rows' responses, nats, float64, run only if the store has them not."""
-    trainer = bench.config.trainer
+    config = bench.config
     count = sum(len(responses) for _, responses in rows)
-    made_of = {"reference": identity, "rows": digest(rows), "precision": trainer.precision}
+    made_of: dict[str, object] = {"reference": identity, "rows": digest(rows), "precision": config.trainer.precision}
+    if config.model.compile:
+        made_of["compile"] = True  # it rounds elsewhere
     found = bench.store.get(
         "reference_logp",
         made_of,
-        lambda: ({"logp": logp_of(reference, rows, trainer.inference_batch, trainer.precision)}, {}),
+        lambda: ({"logp": bench.logp(reference, rows)}, {}),
         ("store/reference_forwards", count),
     )
     return found.tensors["logp"]

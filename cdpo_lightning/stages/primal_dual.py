@@ -13,11 +13,11 @@ from cdpo_lightning.config import Plan, PrimalDualConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.objectives import CostPreference, LagrangianPreference, Objective
+from cdpo_lightning.data.packing import Row
 from cdpo_lightning.data.pair_data import DualState
 from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.maths.primal_dual import binary_feedback
 from cdpo_lightning.maths.statistics import clustered_mean, within_cluster_variance
-from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.stages.exploration import Exploration
 from cdpo_lightning.stages.judging import exact_problem
 from cdpo_lightning.stages.labels import better_labels, safer_labels, with_labels
@@ -58,9 +58,8 @@ def complete_table(prepared: Prepared) -> PairTable:
 
 def _logp(prepared: Prepared, model: nn.Module, table: PairTable) -> Tensor:
     """log pi of every response of the table, nats: stored, so that pi_rhat is not needed while pi is trained."""
-    trainer = prepared.bench.config.trainer
-    rows = [(table.prompts[p], [y]) for p, y in zip(table.prompt_N.tolist(), table.responses, strict=True)]
-    return logp_of(model, rows, trainer.inference_batch, trainer.precision)
+    rows: list[Row] = [(table.prompts[p], [y]) for p, y in zip(table.prompt_N.tolist(), table.responses, strict=True)]
+    return prepared.bench.logp(model, rows)
 
 
 def train_primal_dual(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:

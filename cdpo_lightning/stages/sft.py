@@ -15,7 +15,6 @@ from cdpo_lightning.data.records import Demonstration
 from cdpo_lightning.data.seeded_data import SeededData
 from cdpo_lightning.models import adapters
 from cdpo_lightning.modules.sft import SFTBatch, SFTModule
-from cdpo_lightning.scoring import logp_of
 from cdpo_lightning.stages.bench import Base, Bench, made_of, optimizer_steps, restored, stage_of, trainable
 from cdpo_lightning.stages.spending import Spent
 
@@ -42,9 +41,7 @@ def _collate(batch: list[Row]) -> SFTBatch:
 
 
 def _nats_per_token(bench: Bench, model: nn.Module, rows: list[Row]) -> float:
-    trainer = bench.config.trainer
-    logp = logp_of(model, rows, trainer.inference_batch, trainer.precision)
-    return -float(logp.sum()) / sum(map(_tokens, rows))
+    return -float(bench.logp(model, rows).sum()) / sum(map(_tokens, rows))
 
 
 def sft_spent(bench: Bench) -> Spent:

@@ -9,8 +9,8 @@ from torch import nn
 
 from cdpo_lightning.data.packing import pack
 from cdpo_lightning.models import float32_products
-from cdpo_lightning.models.causal_lm import build
 from cdpo_lightning.models.attention import FLOAT32
+from cdpo_lightning.models.causal_lm import build
 from cdpo_lightning.models.float32_products import Float32Linear, multiply_in_float32
 from cdpo_lightning.models.generation import sample
 from cdpo_lightning.models.layers import compiled
@@ -83,9 +83,10 @@ def test_log_probabilities_and_gradients_are_no_further_from_float64_than_those_
     assert sum(wide) <= 1.05 * sum(plain)
 
 
-def test_in_float32_nothing_changes(model: nn.Module) -> None:
+def test_in_float32_only_the_order_of_sums_changes(model: nn.Module) -> None:
+    """Rows joined without padding, padded for attention alone and joined again, and all of it backwards."""
     for found, right in zip(gradients(settled(model)), gradients(model), strict=True):
-        assert torch.equal(found, right)
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
 
 
 def test_under_autocast_they_are_those_of_bf16_weights(model: nn.Module) -> None:

@@ -1,0 +1,65 @@
+"""Liger's fused projection and log-softmax (the extra `liger`): on a GPU, where it is installed and gives what ours gives."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from cdpo_lightning.maths.logprobs import token_logp
+from cdpo_lightning.maths.products import asked_type, without_autocast
+
+TokenLogp = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+_log = logging.getLogger(__name__)
+
+
+def fastest_token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
+    """`maths.logprobs.token_logp`, by Liger's kernels where they can be had."""
+    fused = _checked_on(hidden_NH.device) if hidden_NH.is_cuda else None
+    if fused is None:
+        return token_logp(hidden_NH, weight_VH, target_N, bias_V)
+    dtype = asked_type(hidden_NH)
+    with without_autocast(hidden_NH.device):
+        return fused(hidden_NH.to(dtype), weight_VH.to(dtype), target_N, bias_V if bias_V is None else bias_V.to(dtype))
+
+
+@cache
+def _checked_on(device: torch.device) -> TokenLogp | None:
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    fused = fused_token_logp()
+    if agrees(fused, device):
+        return fused
+    _log.warning("the installed liger_kernel gives other log-probabilities or gradients than ours and is not used; 0.8.5 agrees")
+    return None
+
+
+def fused_token_logp() -> TokenLogp:
+    """Liger's own, chosen or not."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="none")
+    return lambda hidden, weight, target, bias: -loss(weight, hidden, target, bias)
+
+
+def agrees(fused: TokenLogp, device: torch.device) -> bool:
+    """Whether values and gradients are ours in float32, each token with a gradient of its own: older versions take one for all."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=draw).to(device).requires_grad_() for shape in ((13, 32), (48, 32)))
+    target, upstream = torch.arange(13, device=device), torch.linspace(-1, 2, 13, device=device)
+
+    def found(function: TokenLogp) -> list[Tensor]:
+        value = function(hidden, weight, target, None)
+        return [value, *torch.autograd.grad(value, [hidden, weight], upstream)]
+
+    try:
+        theirs = found(fused)
+    except (RuntimeError, TypeError, ValueError):  # a version without it
+        return False
+    return all(
+        torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(theirs, found(token_logp), strict=True)
+    )  # TF32's rounding
