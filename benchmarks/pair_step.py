@@ -47,7 +47,7 @@ def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
 
 def reference_pass(model: nn.Module, rows: Sequence[Row], args: argparse.Namespace) -> torch.Tensor:
     """log pi_ref of all responses."""
-    with compiled(model, args.compile):
+    with compiled(model, args.compile, torch.device(args.device)):
         return logp_of(model, rows, args.batch_size, args.precision)
 
 
@@ -66,7 +66,7 @@ def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairD
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with compiled(module, args.compile):
+    with compiled(module, args.compile, torch.device(args.device)):
         trainer.fit(module, datamodule=data)
     return data
 

@@ -16,6 +16,7 @@ from cdpo_lightning import ranks, report
 from cdpo_lightning.callbacks.wandb_run import publish, watched
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
+from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.export import export_policy, export_scorer
 from cdpo_lightning.files import write_json
@@ -124,7 +125,12 @@ def _resolved(config: RunConfig) -> RunConfig:
     """The configuration as this machine can run it: `trainer.precision=auto` decided, its logger there."""
     quiet_libraries()
     require_logger(config.logger)
-    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    accelerator, attention = config.trainer.accelerator, config.model.attention
+    if attention == "flex_attention" and accelerator == "auto" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"model.attention={attention}: expected a GPU, trainer.accelerator=auto found none; use model.attention=sdpa"
+        )
+    precision = resolve_precision(config.trainer.precision, accelerator)
     return replace(config, trainer=replace(config.trainer, precision=precision))
 
 

@@ -44,6 +44,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         choice("model.template", self.template, ("plain", "chat", "beaver"))
         choice("model.attention", self.attention, ("sdpa", "eager", "flex_attention"))
+        built = not self.path and self.attention == "flex_attention"
+        require(
+            not built, "model.attention", self.attention, "sdpa or eager with model.path empty, for the small models built here"
+        )
         require(self.max_prompt_tokens >= 1, "model.max_prompt_tokens", self.max_prompt_tokens, "at least 1")
         require(self.max_response_tokens >= 2, "model.max_response_tokens", self.max_response_tokens, "at least 2")
         require(self.trainable_layers >= 0, "model.trainable_layers", self.trainable_layers, "0 (everything) or more")

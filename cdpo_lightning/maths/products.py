@@ -36,30 +36,33 @@ def linear(input_BI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor
     few = input_BI.numel() < FEW_ROWS * weight_OI.shape[1]
     if few or asked_type(input_BI) != torch.bfloat16:
         return F.linear(input_BI, weight_OI, bias_O)
-    product: Tensor = _Product.apply(input_BI.bfloat16(), weight_OI)  # type: ignore[no-untyped-call]
-    return product if bias_O is None else product + bias_O.bfloat16()
+    product: Tensor = _Product.apply(input_BI.bfloat16(), weight_OI, bias_O)  # type: ignore[no-untyped-call]
+    return product
 
 
 class _Product(torch.autograd.Function):
-    """x W' of bf16 numbers by way of float32; nothing in float32 is kept for the backward pass."""
+    """x W' + b of bf16 numbers by way of float32, rounded once; nothing in float32 is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, input_BI: Tensor, weight_OI: Tensor) -> Tensor:
+    def forward(ctx: Any, input_BI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(input_BI, weight_OI)
+        ctx.bias_type = None if bias_O is None else bias_O.dtype
         with without_autocast(input_BI.device):
-            return F.linear(input_BI.float(), _factor(weight_OI)).bfloat16()
+            return F.linear(input_BI.float(), _factor(weight_OI), None if bias_O is None else _factor(bias_O)).bfloat16()
 
     @staticmethod
-    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor | None, ...]:
         input_BI, weight_OI = ctx.saved_tensors
-        by_input = by_weight = None
+        by_input = by_weight = by_bias = None
         with without_autocast(input_BI.device):
             gradient_BO = gradient_BO.float()
             if ctx.needs_input_grad[0]:
                 by_input = (gradient_BO @ _factor(weight_OI)).bfloat16()
             if ctx.needs_input_grad[1]:
                 by_weight = (gradient_BO.flatten(0, -2).t() @ input_BI.float().flatten(0, -2)).to(weight_OI.dtype)
-        return by_input, by_weight
+            if ctx.needs_input_grad[2]:
+                by_bias = gradient_BO.flatten(0, -2).sum(0).to(ctx.bias_type)
+        return by_input, by_weight, by_bias
 
 
 def _factor(weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""The attention of packed rows: dense masks anywhere; one row of blocks on a GPU; float32 where bf16 is slow.
+"""The attention of packed rows: dense masks anywhere; one row of blocks on a GPU; one row, in float32, where bf16 is slow.
 
 The latter two are transformers' `sdpa` for whatever else the model is given, in sampling and as a score model.
+Shape legend: B rows, T positions, N tokens of all rows without padding, H heads, D a head.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ Output = tuple[Tensor, Tensor | None]
 
 
 def use(model: nn.Module, name: str) -> None:
-    """Has the model attend by `BLOCKS` or `FLOAT32` where it attended by `sdpa`."""
+    """Has the model attend by `BLOCKS` or `FLOAT32` where it attended by `sdpa`; not one that cannot be handed packed rows."""
     config: Any = model.config
-    if config._attn_implementation == "sdpa":
+    free = getattr(model, "packs", True) and model._can_set_attn_implementation()  # Falcon's asks for names it knows
+    if free and config._attn_implementation == "sdpa":
         config._attn_implementation = name
 
 
@@ -57,7 +59,11 @@ def block_mask(rows: PackedRows) -> BlockMask:
 
 
 def _layout(rows: PackedRows) -> Tensor:
-    """What attention is told of joined rows, integers [4, B, 1, T]: see `_Layout`."""
+    """How the joined row comes apart, integers [4, B, 1, T], the shape of a mask that transformers hands on as it is.
+
+    Each position's place in the joined row (N: padding); all positions in the order of that row, padding last; the numbers of
+    segment and prompt.
+    """
     real = rows.segment_BT >= 0
     place = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, rows.tokens)
     order = (~real).flatten().argsort(stable=True).view_as(real)
@@ -99,14 +105,15 @@ def _by_blocks(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
 
 
 def _in_float32(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Output:
-    """In float32 unless a single token is read, whose cache would have to be converted."""
-    dtype = asked_type(q)
+    """In float32 unless a single token is read, whose cache would have to be converted. A mask of integers is a `_layout`."""
     if mask is not None and mask.dtype == torch.int64:
-        attend = partial(_joined_rows, module=module, layout=mask, **options)
-        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():  # what compiled layers compute again is all but the attention
             keep = partial(create_selective_checkpoint_contexts, [_FLASH])
-            return checkpoint(attend, q, k, v, use_reentrant=False, context_fn=keep), None
-        return attend(q, k, v), None
+            run = partial(checkpoint, _joined_rows, use_reentrant=False, context_fn=keep)
+        else:
+            run = _joined_rows
+        return run(module, q, k, v, mask, options), None
+    dtype = asked_type(q)
     if dtype != torch.bfloat16 or q.shape[2] == 1:
         return sdpa_attention_forward(module, q, k, v, mask, **options)
     with without_autocast(q.device):
@@ -114,7 +121,8 @@ def _in_float32(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     return output.to(dtype), None
 
 
-def _joined_rows(q: Tensor, k: Tensor, v: Tensor, *, module: nn.Module, layout: Tensor, **options: Any) -> Tensor:
+def _joined_rows(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: Tensor, options: dict[str, Any]) -> Tensor:
+    """The joined row [1, H, N, D] padded to its rows for attention alone: whatever works on tokens never meets padding."""
     place_BT, order_BT, segment_BT, prompt_BT = layout[:, :, 0]
     real_N = order_BT.flatten()[: q.shape[2]]
     dtype = asked_type(q)

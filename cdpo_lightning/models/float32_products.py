@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.maths.products import better_in_float32, linear
 from cdpo_lightning.models import attention
 from cdpo_lightning.models.layers import layers_of
+from cdpo_lightning.models.packed_forward import packs
 
 
 class Float32Linear(nn.Linear):
@@ -21,7 +24,8 @@ class Float32Linear(nn.Linear):
 def multiply_in_float32(model: nn.Module, device: torch.device) -> None:
     """Has the layers of a model that runs in bf16 multiply in float32 if that is faster on `device`; weights stay as they are.
 
-    The head is left alone: it is run to sample, on a few rows at a time; in training `token_logp` takes its place.
+    The head is left alone: it is run to sample, on a few rows at a time; in training `token_logp` takes its place. Attention stays
+    as it is where the model does not hand the rows on as they are.
     """
     if not better_in_float32(device):
         return
@@ -29,4 +33,8 @@ def multiply_in_float32(model: nn.Module, device: torch.device) -> None:
         for module in layer.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Float32Linear
+    config: Any = model.config
+    before = config._attn_implementation
     attention.use(model, attention.FLOAT32)
+    if config._attn_implementation != before and not packs(model):
+        config._attn_implementation = before

@@ -21,19 +21,18 @@ def layers_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """The model's layers compiled for the time of the context.
+def compiled(model: nn.Module, wanted: bool, device: torch.device) -> Iterator[None]:
+    """The model's layers compiled for the time of the context, in which they run on `device`.
 
     On a processor, what runs element by element is computed again in the backward pass: that costs no time there, and what is kept
     for the backward pass is about half as much.
 
     Raises:
-        ModelError: there is no compiler for the processor that the model is on.
+        ModelError: the device is a processor, and there is no compiler for it.
     """
     if not wanted:
         yield
         return
-    device = next(model.parameters()).device
     require_compiler(device)
     layers = list(layers_of(model))
     for layer in layers:

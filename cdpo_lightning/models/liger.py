@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 def fastest_token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
     """`maths.logprobs.token_logp`, by Liger's kernels where they can be had."""
-    fused = _checked_on(hidden_NH.device) if hidden_NH.is_cuda else None
+    fused = _usable_on(hidden_NH.device)
     if fused is None:
         return token_logp(hidden_NH, weight_VH, target_N, bias_V)
     dtype = asked_type(hidden_NH)
@@ -28,18 +28,26 @@ def fastest_token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, b
 
 
 @cache
-def _checked_on(device: torch.device) -> TokenLogp | None:
-    if importlib.util.find_spec("liger_kernel") is None:
+def _usable_on(device: torch.device) -> TokenLogp | None:
+    if device.type != "cuda" or importlib.util.find_spec("liger_kernel") is None:
         return None
-    fused = fused_token_logp()
-    if agrees(fused, device):
-        return fused
-    _log.warning("the installed liger_kernel gives other log-probabilities or gradients than ours and is not used; 0.8.5 agrees")
+    try:
+        fused = fused_token_logp()
+        if agrees(fused, device):
+            return fused
+        reason = "its log-probabilities or gradients are not ours"
+    except (ImportError, RuntimeError, AssertionError, TypeError, ValueError) as error:  # a version without it, or without a Triton
+        reason = f"{type(error).__name__}: {error}"
+    _log.warning("the installed liger_kernel is not used (%s); 0.8.5 was seen to agree", reason)
     return None
 
 
 def fused_token_logp() -> TokenLogp:
-    """Liger's own, chosen or not."""
+    """Liger's own, chosen or not.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     loss = LigerFusedLinearCrossEntropyLoss(reduction="none")
@@ -56,10 +64,6 @@ def agrees(fused: TokenLogp, device: torch.device) -> bool:
         value = function(hidden, weight, target, None)
         return [value, *torch.autograd.grad(value, [hidden, weight], upstream)]
 
-    try:
-        theirs = found(fused)
-    except (RuntimeError, TypeError, ValueError):  # a version without it
-        return False
-    return all(
-        torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(theirs, found(token_logp), strict=True)
-    )  # TF32's rounding
+    with torch.enable_grad(), without_autocast(device):  # whatever pass asks first
+        pairs = zip(found(fused), found(token_logp), strict=True)
+        return all(torch.allclose(theirs, ours, rtol=1e-2, atol=1e-2) for theirs, ours in pairs)  # TF32's rounding

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -41,10 +42,12 @@ def adamw_groups(
 ) -> dict[str, Any]:
     """One AdamW for several networks, each a group with its learning rate: DeepSpeed holds one optimizer only."""
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": lr} for model, lr in models]
-    on_cpu = all(p.device.type == "cpu" for model, _ in models for p in model.parameters())
-    # fused: one pass over the memory instead of eight; on a GPU torch chooses by itself
-    optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True if on_cpu else None)
-    optimizer._step_supports_amp_scaling = False  # there is no scaler; with one Lightning could not clip the gradients
+    # On a processor, one pass over the memory instead of eight. With a GPU torch chooses by itself: parameters may still be moved.
+    fused = None if torch.cuda.is_available() else True
+    optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99), fused=fused)
+    optimizer._step_supports_amp_scaling = (
+        False  # there is no scaler; Lightning would refuse to clip gradients because there might be
+    )
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval},

@@ -69,13 +69,13 @@ class Bench:
 
     def fit(self, module: L.LightningModule, data: L.LightningDataModule, stage: Stage, **options: Any) -> L.Trainer:
         """Trains the stage under the run's trainer and history."""
-        with compiled(module, self.config.model.compile):
+        with compiled(module, self.config.model.compile, self.device):
             return fit(module, data, stage, self.config.trainer, self.history, progress=self.progress, **options)
 
     def logp(self, model: nn.Module, rows: list[Row]) -> torch.Tensor:
         """log pi of the rows' responses, nats, float64, with the numerics of training."""
         trainer = self.config.trainer
-        with compiled(model, self.config.model.compile):
+        with compiled(model, self.config.model.compile, self.device):
             return logp_of(model, rows, trainer.inference_batch, trainer.precision)
 
 

@@ -30,8 +30,7 @@ def stored_reference_logp(bench: Bench, reference: nn.Module, identity: str, row
     config = bench.config
     count = sum(len(responses) for _, responses in rows)
     made_of: dict[str, object] = {"reference": identity, "rows": digest(rows), "precision": config.trainer.precision}
-    if config.model.compile:
-        made_of["compile"] = True  # it rounds elsewhere
+    made_of |= {"attention": config.model.attention, "compile": config.model.compile}  # they round elsewhere
     found = bench.store.get(
         "reference_logp",
         made_of,

@@ -201,6 +201,11 @@ CROSSED = {
         "trainer.gather": "layer",
         "trainer.strategy": "deepspeed_zero3",
     },
+    "model.attention=flex_attention: expected sdpa or eager with model.path empty": {"model.attention": "flex_attention"},
+    "model.attention=flex_attention: expected sdpa or eager with trainer.accelerator=cpu": {
+        "model.path": "somewhere",
+        "model.attention": "flex_attention",
+    },
     "model.compile=True: expected false with ZeRO-3": {"model.compile": True, "trainer.strategy": "deepspeed_zero3"},
     "constraint.every_k_epochs=17": {"constraint.every_k_epochs": 17, "policy.epochs": 16},
 }

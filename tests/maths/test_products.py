@@ -40,8 +40,8 @@ def test_value_and_gradients_are_those_of_float64_rounded(factors, autocast):
 
 def test_it_is_the_float32_product_that_is_taken(factors):
     """One rounding, of the result: no partial sum in bf16."""
-    value = linear(factors[0], factors[1], None)
-    assert torch.equal(value, F.linear(factors[0].float(), factors[1].float()).bfloat16())
+    value = linear(*factors)
+    assert torch.equal(value, F.linear(*(factor.float() for factor in factors)).bfloat16())
 
 
 def test_a_frozen_weight_gets_no_gradient(factors):

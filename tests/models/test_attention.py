@@ -66,6 +66,22 @@ def test_by_blocks_the_log_probabilities_are_those_of_dense_masks(model: nn.Modu
         torch.testing.assert_close(response_logp(model, ROWS), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_scores_in_bf16_are_those_of_sdpa_but_for_rounding(model: nn.Module) -> None:
+    scorer = from_causal_lm(model, 0, 0).bfloat16()
+    nn.init.ones_(scorer.head.weight)
+    batch = pad([list(range(2, 22)), [6, 7, 8]])
+    expected = scorer(*batch)
+    use(scorer.backbone, FLOAT32)
+    assert scorer.backbone.config._attn_implementation == FLOAT32  # type: ignore[union-attr]
+    torch.testing.assert_close(scorer(*batch), expected, rtol=0.05, atol=0.1)
+
+
+def test_a_model_that_cannot_be_handed_packed_rows_keeps_its_attention(model: nn.Module) -> None:
+    model.packs = False  # type: ignore[assignment]
+    use(model, FLOAT32)
+    assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("name", [BLOCKS, FLOAT32])
 def test_samples_and_scores_are_those_of_sdpa(model: nn.Module, name: str) -> None:
     def drawn() -> list[tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from cdpo_lightning.models.causal_lm import build
 from cdpo_lightning.models.float32_products import Float32Linear, multiply_in_float32
 from cdpo_lightning.models.generation import sample
 from cdpo_lightning.models.layers import compiled
-from cdpo_lightning.models.packed_forward import response_logp
+from cdpo_lightning.models.packed_forward import response_logp, response_states
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -41,6 +42,21 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     logp = response_logp(model, ROWS)
     logp.sum().backward()
     return [logp.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def bytes_kept(model: nn.Module) -> int:
+    """For the backward pass, weights and the vocabulary's projection aside."""
+    own, seen = {p.data_ptr() for p in model.parameters()}, {}
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        if t.data_ptr() not in own and t.is_floating_point():
+            seen[t.data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        states = response_states(model, ROWS)
+    assert states.requires_grad
+    return sum(seen.values())
 
 
 def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
@@ -89,6 +105,20 @@ def test_in_float32_only_the_order_of_sums_changes(model: nn.Module) -> None:
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
 
 
+def test_every_architecture_reads_joined_rows_as_one_sequence_at_a_time(any_model: Any, logp_alone: Any) -> None:
+    multiply_in_float32(any_model, CPU)
+    assert any_model.config._attn_implementation == FLOAT32
+    rows = [([2, 3, 4], [[5, 6, 1]]), ([7], [[2, 1], [2, 2, 2, 1]]), ([3, 9, 9], [[4, 1], [1]])]
+    alone = torch.stack([logp_alone(any_model, prompt, y) for prompt, responses in rows for y in responses])
+    torch.testing.assert_close(response_logp(any_model, pack(rows)), alone.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_does_not_hand_the_rows_on_keeps_its_attention(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float32_products, "packs", lambda _: False)
+    multiply_in_float32(model, CPU)
+    assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
 def test_under_autocast_they_are_those_of_bf16_weights(model: nn.Module) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain, found = response_logp(model, ROWS), response_logp(settled(model), ROWS)
@@ -108,8 +138,9 @@ def test_compiled_it_is_one_graph_that_keeps_less_for_the_backward_pass(model: n
     expected = gradients(other)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    with compiled(other, True):
-        found = gradients(other)
+    with compiled(other, True, CPU):
+        found, kept = gradients(other), bytes_kept(other)
     assert not torch._dynamo.utils.counters["graph_break"]
+    assert kept < 0.6 * bytes_kept(other)
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0.05, atol=0.1)

@@ -20,6 +20,8 @@ SIZES = {
 }  # fmt: skip
 ROWS = [pack([((3, 4, 5), [(6, 7, 1), (8, 1)])]), pack([((3, 4, 5, 6), [(6, 7, 1), (8, 8, 1)]), ((5, 6), [(6, 1), (9, 9, 1)])])]
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def model() -> nn.Module:
@@ -35,7 +37,10 @@ def test_the_layers_are_those_of_the_outermost_lists(model: nn.Module) -> None:
 def test_without_a_compiler_it_says_what_is_missing(model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ModelError, match=r"model.compile=true: expected a C\+\+ compiler, found no g\+\+"), compiled(model, True):
+    with (
+        pytest.raises(ModelError, match=r"model.compile=true: expected a C\+\+ compiler, found no g\+\+"),
+        compiled(model, True, CPU),
+    ):
         pass
 
 
@@ -52,7 +57,7 @@ def test_compiled_they_compute_the_same_and_sampling_goes_round_them(model: nn.M
         return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, 1, 0, 4)]
 
     expected, drawn = gradients(), samples()
-    with compiled(model, True):
+    with compiled(model, True, CPU):
         graphs = torch._dynamo.utils.counters["stats"]
         graphs.clear()
         for found, right in zip(gradients(), expected, strict=True):
@@ -64,5 +69,5 @@ def test_compiled_they_compute_the_same_and_sampling_goes_round_them(model: nn.M
             assert all(layer._compiled_call_impl is None for layer in layers_of(model))
         assert all(layer._compiled_call_impl is not None for layer in layers_of(model))
     assert all(layer._compiled_call_impl is None for layer in layers_of(model))
-    with compiled(model, False):
+    with compiled(model, False, CPU):
         assert all(layer._compiled_call_impl is None for layer in layers_of(model))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cdpo_lightning.maths.logprobs import token_logp
+from cdpo_lightning.models import liger
 from cdpo_lightning.models.liger import agrees, fastest_token_logp, fused_token_logp
 
 CPU = torch.device("cpu")
@@ -29,26 +30,53 @@ class OneForAll(torch.autograd.Function):
         return (*torch.autograd.grad(value, [hidden, weight], upstream[:1].expand_as(upstream)), None)
 
 
-def without_it(*_):
-    raise ValueError("reduction='none' is not supported")
-
-
 @pytest.mark.parametrize(
     ("fused", "right"),
     [
         (token_logp, True),
         (lambda h, w, t, b: token_logp(h, w, t, b) + 0.1, False),
         (lambda h, w, t, _: OneForAll.apply(h, w, t), False),
-        (without_it, False),
     ],
 )
 def test_only_what_agrees_is_taken(fused, right):
     assert agrees(fused, CPU) == right
 
 
+def test_it_is_checked_in_float32_with_gradient_whatever_pass_asks_first():
+    asked = []
+
+    def watched(hidden, *rest):
+        asked.append((torch.is_grad_enabled(), (hidden @ hidden.T).dtype))
+        return token_logp(hidden, *rest)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert agrees(watched, CPU)
+    assert asked == [(True, torch.float32)]
+
+
 def test_on_a_processor_it_is_ours():
     hidden, weight, target = torch.randn(3, 4), torch.randn(7, 4), torch.tensor([1, 2, 3])
     assert torch.equal(fastest_token_logp(hidden, weight, target), token_logp(hidden, weight, target))
+
+
+def test_where_it_is_usable_it_is_used_in_the_type_that_was_asked(monkeypatch):
+    given = []
+    monkeypatch.setattr(liger, "_usable_on", lambda _: lambda *tensors: given.extend(tensors) or torch.tensor([7.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fastest_token_logp(torch.randn(3, 4), torch.randn(7, 4), torch.tensor([1, 2, 3]), torch.randn(7))
+    assert found.tolist() == [7.0]
+    assert [t.dtype for t in given] == [torch.bfloat16, torch.bfloat16, torch.int64, torch.bfloat16]
+
+
+@pytest.mark.parametrize("problem", [ImportError("no triton"), ValueError("reduction='none' is not supported")])
+def test_one_that_cannot_be_used_is_left_with_the_reason(monkeypatch, caplog, problem):
+    def broken():
+        raise problem
+
+    monkeypatch.setattr(liger, "fused_token_logp", broken)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    assert liger._usable_on.__wrapped__(torch.device("cuda")) is None
+    assert str(problem) in caplog.text
 
 
 @pytest.mark.slow
