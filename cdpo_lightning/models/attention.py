@@ -109,10 +109,8 @@ def _in_float32(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     if mask is not None and mask.dtype == torch.int64:
         if torch.compiler.is_compiling() and torch.is_grad_enabled():  # what compiled layers compute again is all but the attention
             keep = partial(create_selective_checkpoint_contexts, [_FLASH])
-            run = partial(checkpoint, _joined_rows, use_reentrant=False, context_fn=keep)
-        else:
-            run = _joined_rows
-        return run(module, q, k, v, mask, options), None
+            return checkpoint(_joined_rows, module, q, k, v, mask, options, use_reentrant=False, context_fn=keep), None
+        return _joined_rows(module, q, k, v, mask, options), None
     dtype = asked_type(q)
     if dtype != torch.bfloat16 or q.shape[2] == 1:
         return sdpa_attention_forward(module, q, k, v, mask, **options)

@@ -94,7 +94,7 @@ def test_a_cost_model_whose_sign_is_turned_is_refused(
 def test_attention_by_blocks_is_refused_where_no_gpu_is_found(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     choices = ("mode=check", "model.path=somewhere", "model.attention=flex_attention", "trainer.accelerator=auto")
-    with pytest.raises(ConfigError, match="model.attention=flex_attention: expected a GPU, trainer.accelerator=auto found none"):
+    with pytest.raises(ConfigError, match=r"model.attention=flex_attention: expected a GPU, trainer.accelerator=auto found none"):
         check(configure(*choices))
 
 
