@@ -36,11 +36,11 @@ def use(model: nn.Module, name: str) -> None:
 
 def arranged(model: nn.Module, rows: PackedRows) -> tuple[PackedRows, Tensor | BlockMask]:
     """The batch as the model's attention takes it, and its mask. All rows are one row without padding if it can see them apart."""
-    config: Any = model.config
-    if config._attn_implementation == BLOCKS:
+    name = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if name == BLOCKS:
         one = joined(rows)
         return one, block_mask(one)
-    if config._attn_implementation == FLOAT32:
+    if name == FLOAT32:
         return joined(rows), _layout(rows)
     return rows, attention_mask(rows)
 
