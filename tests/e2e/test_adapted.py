@@ -63,7 +63,7 @@ def test_two_ranks_train_beside_four_bits_what_one_process_does(tmp_path: Path) 
         ("zero2", ["trainer=deepspeed_cpu"]),
     ):
         (tmp_path / place).mkdir()
-        # Untrained weights: every token is a close draw, and one that falls otherwise is another pair; larger steps amplify rounding.
+        # Untrained weights: one draw that rounding tips is another pair; larger steps amplify rounding.
         steady = ["policy.refresh=0", "policy.lr=1e-3", "policy.epochs=2"]
         run(tmp_path / place, "model.quantize=nf4", "stages=[policy]", *steady, *options)
         weights.append(load_file(tmp_path / place / "run/export/cdpo/model.safetensors"))
