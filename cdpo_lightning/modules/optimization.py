@@ -45,9 +45,7 @@ def adamw_groups(
     # On a processor, one pass over the memory instead of eight. With a GPU torch chooses by itself: parameters may still be moved.
     fused = None if torch.cuda.is_available() else True
     optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99), fused=fused)
-    optimizer._step_supports_amp_scaling = (
-        False  # there is no scaler; Lightning would refuse to clip gradients because there might be
-    )
+    optimizer._step_supports_amp_scaling = False  # there is no scaler; Lightning clips no gradients where there might be one
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval},
