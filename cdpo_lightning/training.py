@@ -169,12 +169,16 @@ def _last(folder: Path, trainer: TrainerConfig) -> str | None:
 
 @contextmanager
 def _interruptible(trainer: L.Trainer) -> Iterator[None]:
-    """Interrupted, Lightning ends the process, with status 1 or (by SIGTERM) 0: here it is a KeyboardInterrupt as usual."""
+    """Interrupted, Lightning ends the process with status 1 or (by SIGTERM) 0, or fails to; here it is a KeyboardInterrupt.
+
+    It fails (a RuntimeError) where the interrupt comes between two epochs, when there is no iterator that it could end.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit as error:
-        if not trainer.interrupted:
+    except (RuntimeError, SystemExit) as error:
+        ended = trainer.interrupted and isinstance(error, SystemExit)
+        if not ended and not isinstance(error.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error

@@ -15,18 +15,24 @@ from torch.nn import functional as F
 from cdpo_lightning.maths.products import asked_type, better_in_float32, without_autocast
 
 CHUNK_ELEMENTS = 2**26  # logits held at once, so memory does not grow with the batch
+CONVERTED_ELEMENTS = 2**22  # of the head that are converted to another type at once; a copy of all of it is mostly page faults
 
 
 def token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
     """log pi(token), nats, shape [N], in float32 or better.
 
-    Only the positions given are projected on the vocabulary, in chunks: the memory is that of one chunk or two. The softmax of a
-    single chunk is kept for the backward pass; the logits of several are computed again.
+    Only the positions given are projected on the vocabulary, one part of it after the other: the memory is that of `CHUNK_ELEMENTS`
+    logits or two times that. If there are no more than so many they are kept for the backward pass, else computed again.
     """
-    rows = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
-    keep = torch.is_grad_enabled() and len(hidden_NH) <= rows
-    logp: Tensor = _TokenLogp.apply(hidden_NH, weight_VH, bias_V, target_N, rows, keep)  # type: ignore[no-untyped-call]
+    size, keep = _part(hidden_NH, weight_VH), torch.is_grad_enabled() and len(hidden_NH) * len(weight_VH) <= CHUNK_ELEMENTS
+    logp: Tensor = _TokenLogp.apply(hidden_NH, weight_VH, bias_V, target_N, size, keep)  # type: ignore[no-untyped-call]
     return logp
+
+
+def _part(hidden_NH: Tensor, weight_VH: Tensor) -> int:
+    """How much of the vocabulary is projected on at once."""
+    size = min(len(weight_VH), max(1, CHUNK_ELEMENTS // max(1, len(hidden_NH))))
+    return size if _product_type(hidden_NH) == weight_VH.dtype else min(size, max(1, CONVERTED_ELEMENTS // weight_VH.shape[1]))
 
 
 class _TokenLogp(torch.autograd.Function):
@@ -34,65 +40,70 @@ class _TokenLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, rows: int, keep: bool
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, size: int, keep: bool
     ) -> Tensor:
-        ctx.rows, ctx.dtype = rows, _product_type(hidden_NH)
-        hidden, weight, bias = _factors(ctx.dtype, hidden_NH, weight_VH, bias_V)
-        logp, lse = [], []
-        for h, target in zip(hidden.split(rows), target_N.split(rows), strict=True):
-            z = _logits(h, weight, bias)
-            top = z.amax(1, keepdim=True)
-            picked = z.gather(1, target[:, None])
-            softmax = z.sub_(top).exp_()
-            total = softmax.sum(1, keepdim=True)
-            lse.append(total.log().add_(top))
-            logp.append(picked.sub_(lse[-1])[:, 0])
-        kept = softmax.div_(total) if keep else None
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.cat(lse), kept)
-        return torch.cat(logp)
+        ctx.size, ctx.dtype, ctx.kept = size, _product_type(hidden_NH), []
+        hidden = hidden_NH.to(ctx.dtype)
+        lse_N = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.promote_types(ctx.dtype, torch.float32))
+        picked_N = lse_N
+        for start in range(0, len(weight_VH), size):
+            z = _logits(hidden, *_factors(ctx, start, weight_VH, bias_V))
+            column_N1, inside_N = _column(target_N, start, z.shape[1])
+            picked_N = z.gather(1, column_N1)[:, 0].where(inside_N, picked_N)
+            lse_N = torch.logaddexp(lse_N, z.logsumexp(1))
+            if keep:
+                ctx.kept.append(z)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, lse_N)
+        return picked_N - lse_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, target_N, lse_N1, kept = ctx.saved_tensors
-        hidden, weight, bias = _factors(ctx.dtype, hidden_NH, weight_VH, bias_V)
-        by_hidden, by_weight, by_bias = (
-            torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) if t is not None and needed else None
-            for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
-        )
-        for start in range(0, len(hidden), ctx.rows):
-            part = slice(start, start + ctx.rows)
-            upstream = upstream_N[part, None]
-            softmax = _logits(hidden[part], weight, bias).sub_(lse_N1[part]).exp_() if kept is None else kept.clone()
-            by_z = softmax.mul_(-upstream).scatter_add_(1, target_N[part, None], upstream)
-            factor = by_z.to(hidden.dtype)
+        hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
+        hidden = hidden_NH.to(ctx.dtype)
+        by_hidden = torch.zeros_like(hidden, dtype=lse_N.dtype) if ctx.needs_input_grad[0] else None
+        by_weight = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
+        by_bias = torch.empty_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for number, start in enumerate(range(0, len(weight_VH), ctx.size)):
+            weight, bias = _factors(ctx, start, weight_VH, bias_V)
+            z = ctx.kept[number] - lse_N[:, None] if ctx.kept else _logits(hidden, weight, bias).sub_(lse_N[:, None])
+            column_N1, inside_N = _column(target_N, start, z.shape[1])
+            by_z = z.exp_().mul_(-upstream_N[:, None])
+            by_z.scatter_add_(1, column_N1, (upstream_N * inside_N)[:, None])
+            factor, part = by_z.to(ctx.dtype), slice(start, start + ctx.size)
             with without_autocast(hidden.device):
                 if by_hidden is not None:
-                    by_hidden[part] = factor @ weight
+                    _add_product(by_hidden, factor, weight)
                 if by_weight is not None:
-                    _add_product(by_weight, factor.t(), hidden[part])
+                    by_weight[part] = factor.t() @ hidden
                 if by_bias is not None:
-                    by_bias += by_z.sum(0)
-        given = (hidden_NH, weight_VH, bias_V)
-        found = (g if g is None else g.to(t.dtype) for g, t in zip((by_hidden, by_weight, by_bias), given, strict=True))
-        return (*found, None, None, None)
+                    by_bias[part] = by_z.sum(0)
+        return None if by_hidden is None else by_hidden.to(hidden_NH.dtype), by_weight, by_bias, None, None, None
+
+
+def _column(target_N: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Where each target is in this part of the vocabulary [N, 1], and whether it is in it [N]; if not, the column is any."""
+    column_N = target_N - start
+    return column_N.clamp(0, size - 1)[:, None], (column_N >= 0) & (column_N < size)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, summed in the total's type: bf16 would lose what small chunks add."""
+    """total += left right, summed in the total's type: bf16 would lose what small parts add."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
 
 
+def _factors(ctx: Any, start: int, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """This part of the head, in the type of the products."""
+    part = slice(start, start + ctx.size)
+    return weight_VH[part].to(ctx.dtype), bias_V if bias_V is None else bias_V[part].to(ctx.dtype)
+
+
 def _product_type(hidden: Tensor) -> torch.dtype:
     asked = asked_type(hidden)
     return torch.float32 if asked == torch.bfloat16 and better_in_float32(hidden.device) else asked
-
-
-def _factors(dtype: torch.dtype, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    return hidden.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
 
 
 def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

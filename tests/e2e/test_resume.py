@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lightning import Trainer
 
 from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import RunConfig
+from cdpo_lightning.data.batching import LengthBuckets
 from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.pipeline import run
 
@@ -130,6 +131,24 @@ def test_ctrl_c_still_works_after_a_stage_was_interrupted(
     """Lightning ignores the signal from the first one on; whoever catches the interrupt must get it back."""
     before = signal.getsignal(signal.SIGINT)
     Interrupt(monkeypatch).at = ("sft", "", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(configured(tmp_path))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_between_two_epochs_is_one_as_well(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's own clearing up fails there."""
+    before, original, begun = signal.getsignal(signal.SIGINT), LengthBuckets.__iter__, []
+
+    def interrupted(order: LengthBuckets) -> Iterator[list[int]]:
+        begun.append(order)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return original(order)
+
+    monkeypatch.setattr(LengthBuckets, "__iter__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(configured(tmp_path))
     assert signal.getsignal(signal.SIGINT) is before

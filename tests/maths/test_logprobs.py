@@ -1,4 +1,4 @@
-"""Token log-probabilities against a plain log-softmax in float64, and chunks against no chunks."""
+"""Token log-probabilities against a plain log-softmax in float64, and parts of the vocabulary against all of it."""
 
 import pytest
 import torch
@@ -29,25 +29,38 @@ def value_and_gradients(function, problem):
     return [value, *torch.autograd.grad(value, leaves, upstream)]
 
 
-@pytest.mark.parametrize("elements", [2**25, 1, VOCABULARY, 3 * VOCABULARY, 5 * VOCABULARY + 1, TOKENS * VOCABULARY])
-def test_value_and_gradient_whatever_the_chunks(problem, monkeypatch, elements):
+@pytest.mark.parametrize("elements", [2**25, 1, VOCABULARY, 3 * TOKENS, 5 * TOKENS + 1, TOKENS * VOCABULARY])
+def test_value_and_gradient_whatever_the_parts(problem, monkeypatch, elements):
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
     for got, want in zip(value_and_gradients(logprobs.token_logp, problem), value_and_gradients(plain, problem), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
-def test_chunks_hold_no_more_logits_than_they_may(problem, monkeypatch):
+def test_parts_hold_no_more_logits_than_they_may(problem, monkeypatch):
     sizes = []
     whole = logprobs._logits
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 4 * VOCABULARY + 3)
-    monkeypatch.setattr(logprobs, "_logits", lambda h, *rest: sizes.append(len(h)) or whole(h, *rest))
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * TOKENS + 1)
+    monkeypatch.setattr(logprobs, "_logits", lambda h, w, b: sizes.append(len(h) * len(w)) or whole(h, w, b))
     logp = logprobs.token_logp(*problem)
-    assert sizes == [4, 4, 4, 1]
+    assert sizes == [3 * TOKENS, 3 * TOKENS, TOKENS]
     logp.sum().backward()
-    assert sizes == [4, 4, 4, 1] * 2, "computed again, chunk by chunk"
+    assert sizes == [3 * TOKENS, 3 * TOKENS, TOKENS] * 2, "computed again, part by part"
 
 
-def test_a_single_chunk_is_computed_once_and_its_graph_can_be_used_twice(problem, monkeypatch):
+def test_of_a_head_of_another_type_a_part_is_converted_at_once(problem, monkeypatch):
+    converted = []
+    whole = logprobs._factors
+    monkeypatch.setattr(logprobs, "CONVERTED_ELEMENTS", 2 * HIDDEN + 1)
+    monkeypatch.setattr(logprobs, "better_in_float32", lambda _: True)
+    monkeypatch.setattr(logprobs, "_factors", lambda *given: converted.append(whole(*given)) or converted[-1])
+    hidden, weight, target, bias = (t.detach().bfloat16() if t.is_floating_point() else t for t in problem)
+    logp = logprobs.token_logp(hidden.requires_grad_(), weight, target, bias)
+    assert [(w.dtype, len(w), len(b)) for w, b in converted] == [(torch.float32, n, n) for n in (2, 2, 2, 1)]
+    exact = plain(hidden.double(), weight.double(), target, bias.double())
+    torch.testing.assert_close(logp.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_kept_logits_are_computed_once_and_their_graph_can_be_used_twice(problem, monkeypatch):
     calls = []
     whole = logprobs._logits
     monkeypatch.setattr(logprobs, "_logits", lambda *given: calls.append(1) or whole(*given))
