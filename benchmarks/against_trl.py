@@ -22,18 +22,18 @@ HERE = Path(__file__).resolve().parent
 
 
 def long_pairs(pairs: Path, model: str, count: int, low: int, high: int, folder: Path) -> Path:
-    """A file of the first `count` pairs whose prompt with either answer has `low` to `high` tokens."""
+    """A file of the first `count` pairs of `low` to `high` tokens: prompt and both answers, without the template's."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     path, kept = folder / "pairs.jsonl", []
     for line in pairs.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        lengths = [len(tokenizer(row["prompt"] + row[f"response_{i}"])["input_ids"]) for i in (0, 1)]
-        if low <= sum(lengths) and max(lengths) <= high:
+        tokens = sum(len(tokenizer(row[part])["input_ids"]) for part in ("prompt", "response_0", "response_1"))
+        if low <= tokens <= high:
             kept.append(line)
     if len(kept) < count:
-        raise SystemExit(f"{pairs}: {len(kept)} pairs of {low} tokens or more in all, {count} wanted; give a file with longer ones")
+        raise SystemExit(f"{pairs}: {len(kept)} pairs of {low} to {high} tokens, {count} wanted; give a file with more of them")
     path.write_text("\n".join(islice(kept, count)) + "\n", encoding="utf-8")
     return path
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", nargs="+", default=["counted", "precomputed"], choices=["counted", "precomputed"])
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile, after a batch that is not counted")
-    parser.add_argument("--long", type=int, nargs=2, metavar=("LOW", "HIGH"), help="only pairs with so many tokens")
+    parser.add_argument("--long", type=int, nargs=2, metavar=("LOW", "HIGH"), help="only pairs of so many tokens in all")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pairs = long_pairs(args.pairs, args.model, args.num_pairs, *args.long, Path(folder)) if args.long else args.pairs

@@ -42,7 +42,7 @@ class _TokenLogp(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, size: int, keep: bool
     ) -> Tensor:
-        ctx.size, ctx.dtype, ctx.kept = size, _product_type(hidden_NH), []
+        ctx.size, ctx.dtype, kept = size, _product_type(hidden_NH), []
         hidden = hidden_NH.to(ctx.dtype)
         lse_N = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.promote_types(ctx.dtype, torch.float32))
         picked_N = lse_N
@@ -52,21 +52,21 @@ class _TokenLogp(torch.autograd.Function):
             picked_N = z.gather(1, column_N1)[:, 0].where(inside_N, picked_N)
             lse_N = torch.logaddexp(lse_N, z.logsumexp(1))
             if keep:
-                ctx.kept.append(z)
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, lse_N)
+                kept.append(z)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, lse_N, *kept)
         return picked_N - lse_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, target_N, lse_N, *kept = ctx.saved_tensors
         hidden = hidden_NH.to(ctx.dtype)
         by_hidden = torch.zeros_like(hidden, dtype=lse_N.dtype) if ctx.needs_input_grad[0] else None
         by_weight = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
         by_bias = torch.empty_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         for number, start in enumerate(range(0, len(weight_VH), ctx.size)):
             weight, bias = _factors(ctx, start, weight_VH, bias_V)
-            z = ctx.kept[number] - lse_N[:, None] if ctx.kept else _logits(hidden, weight, bias).sub_(lse_N[:, None])
+            z = kept[number] - lse_N[:, None] if kept else _logits(hidden, weight, bias).sub_(lse_N[:, None])
             column_N1, inside_N = _column(target_N, start, z.shape[1])
             by_z = z.exp_().mul_(-upstream_N[:, None])
             by_z.scatter_add_(1, column_N1, (upstream_N * inside_N)[:, None])
