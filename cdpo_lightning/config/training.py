@@ -58,7 +58,7 @@ class PolicyConfig:
     refresh_window: int = 4  # rounds whose pairs stay in the data
     anchor: float = 0.0
     anchor_responses: int = 16  # reference responses per prompt, drawn once, if anchor > 0
-    epochs: int = 16
+    epochs: int = 20
     batch_size: int = 256
     pairs_per_row: int = 32  # pairs of one prompt read in one row, responses they share once; 1: a row a pair
     lr: float = 2e-3
