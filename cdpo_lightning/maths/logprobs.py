@@ -47,7 +47,7 @@ class _TokenLogp(torch.autograd.Function):
         lse_N = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.promote_types(ctx.dtype, torch.float32))
         picked_N = lse_N
         for start in range(0, len(weight_VH), size):
-            z = _logits(hidden, *_factors(ctx, start, weight_VH, bias_V))
+            z = _logits(hidden, *_factors(weight_VH, bias_V, slice(start, start + size), ctx.dtype))
             column_N1, inside_N = _column(target_N, start, z.shape[1])
             picked_N = z.gather(1, column_N1)[:, 0].where(inside_N, picked_N)
             lse_N = torch.logaddexp(lse_N, z.logsumexp(1))
@@ -65,12 +65,13 @@ class _TokenLogp(torch.autograd.Function):
         by_weight = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
         by_bias = torch.empty_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         for number, start in enumerate(range(0, len(weight_VH), ctx.size)):
-            weight, bias = _factors(ctx, start, weight_VH, bias_V)
+            part = slice(start, start + ctx.size)
+            weight, bias = _factors(weight_VH, bias_V, part, ctx.dtype)
             z = kept[number] - lse_N[:, None] if kept else _logits(hidden, weight, bias).sub_(lse_N[:, None])
             column_N1, inside_N = _column(target_N, start, z.shape[1])
             by_z = z.exp_().mul_(-upstream_N[:, None])
             by_z.scatter_add_(1, column_N1, (upstream_N * inside_N)[:, None])
-            factor, part = by_z.to(ctx.dtype), slice(start, start + ctx.size)
+            factor = by_z.to(ctx.dtype)
             with without_autocast(hidden.device):
                 if by_hidden is not None:
                     _add_product(by_hidden, factor, weight)
@@ -95,10 +96,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _factors(ctx: Any, start: int, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """This part of the head, in the type of the products."""
-    part = slice(start, start + ctx.size)
-    return weight_VH[part].to(ctx.dtype), bias_V if bias_V is None else bias_V[part].to(ctx.dtype)
+def _factors(weight_VH: Tensor, bias_V: Tensor | None, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A part of the head, in the type of the products."""
+    return weight_VH[part].to(dtype), bias_V if bias_V is None else bias_V[part].to(dtype)
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
