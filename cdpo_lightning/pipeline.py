@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -142,5 +143,7 @@ def check(config: RunConfig) -> None:
         screen.say("hardware   not checked: trainer.accelerator=gpu, and this machine has none")
     else:
         require_hardware(config.trainer)
+    if config.generation.engine == "vllm" and find_spec("vllm") is None:
+        screen.say("sampling   not checked: generation.engine=vllm, and vllm is not installed here")
     preflight(config, find_run(config), screen)
     screen.say("nothing was trained (mode=check)")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from cdpo_lightning.config import ModelConfig, TrainerConfig
@@ -34,6 +34,7 @@ class Shape:
     hidden: int
     intermediate: int
     vocabulary: int
+    ends: int  # parameters of embedding and head, once where they are the same
     quantized: int = 0  # parameters in 4 bits
 
 
@@ -60,8 +61,13 @@ def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
+        ends=sum(weight.numel() for weight in {id(w): w for w in _ends(model)}.values()),
         quantized=sum(weight.numel() for weight in linear) if config.quantize else 0,
     )
+
+
+def _ends(model: nn.Module) -> list[Tensor]:
+    return [end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())]
 
 
 def _description(config: ModelConfig, vocabulary: int | None) -> LlamaConfig | None:

@@ -49,8 +49,8 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
             f"{sum(parts) / _GB:>8.1f}{chosen}"
         )
     if trainer.zero == 3:
-        ends, whole = 2 * shape.vocabulary * shape.hidden, trainer.gather == "whole"
-        more = 4 * (shape.parameters if whole else ends + (shape.parameters - ends) / shape.layers) / _GB
+        whole, a_layer = trainer.gather == "whole", (shape.parameters - shape.ends) / shape.layers
+        more = 4 * (shape.parameters if whole else shape.ends + a_layer) / _GB
         how = "the parameters are gathered once for all of it" if whole else "embedding, head and a layer at a time"
         screen.say(f"           and {more:.2f} more while a dual round samples: {how}")
     if trainer.park_frozen:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from cdpo_lightning import pipeline
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError, ConfigError, ModelError
 from cdpo_lightning.pipeline import check
@@ -57,6 +58,12 @@ def test_step_0_is_ln_2_and_the_store_is_looked_into(configure: Configure, capsy
     assert "loss 0.6931, ln 2 = 0.6931" in said
     assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", said, re.MULTILINE)
     assert re.search(r"^stage +sft +12 epochs of \d+ examples, at most \d+ steps; (not in the store|the store has it)$", said, re.M)
+
+
+def test_a_sampler_that_is_not_installed_here_is_told(configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
+    check(configure("mode=check", "generation.engine=vllm"))
+    assert re.search(r"^sampling +not checked: .*vllm is not installed here$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_log_probability_that_does_not_fit_is_found(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

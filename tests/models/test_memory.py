@@ -26,6 +26,7 @@ def test_llama_2_7b_has_6738415616_parameters_whether_or_not_it_is_here() -> Non
     shape = shape_of(ModelConfig(path="./nowhere", architecture=LLAMA))
     assert shape is not None
     assert (shape.parameters, shape.trainable, shape.layers, shape.vocabulary) == (6_738_415_616, 6_738_415_616, 32, 32000)
+    assert shape.ends == 2 * 32000 * 4096
 
 
 def test_a_model_that_nothing_describes_has_no_shape() -> None:
@@ -38,6 +39,7 @@ def test_what_is_frozen_is_not_trained() -> None:
     assert shape is not None
     assert shape.trainable == layer + 128
     assert shape.parameters == 4 * layer + 128 + 100 * 128
+    assert shape.ends == 100 * 128  # embedding and head are the same
 
 
 def test_of_a_model_with_adapters_they_alone_are_trained() -> None:
