@@ -147,10 +147,11 @@ def jobs(only: str) -> list[Job]:
     return [job for job in [*grid, *others] if only in ("", job.setting)]
 
 
-def write(rows: list[dict[str, float | str | bool]]) -> None:
+def write(rows: list[dict[str, float | str | bool]], commits: set[str]) -> None:
     """docs/results/certificate.md."""
     grid, others = [r for r in rows if r["setting"] == "cdpo"], [r for r in rows if r["setting"] != "cdpo"]
     text = (ROOT / "benchmarks" / "certificate_head.md").read_text()
+    text += f"\nRun at commit {', '.join(sorted(commits))}.\n"
     text += f"\n**{sum(bool(r['holds']) for r in grid)} of {len(grid)} runs meet all five bounds.**\n\n" + table(grid)
     text += "\n## The paper's own setting, and what happens without each part\n\n" + table(others)
     path = ROOT / "docs" / "results" / "certificate.md"
@@ -175,14 +176,15 @@ def main() -> None:
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rows = []
+    rows, commits = [], set()
     with ProcessPoolExecutor(args.jobs) as pool:
         todo = jobs(args.only)
         for job, metrics in pool.map(_start, todo, [folder] * len(todo)):
             rows.append(row(job, metrics))
+            commits.add(str(metrics["run/git_commit"])[:7])
             print(json.dumps(rows[-1]), flush=True)
     if not args.only:
-        write(rows)
+        write(rows, commits)
 
 
 if __name__ == "__main__":
