@@ -131,7 +131,7 @@ def write(found: Mapping[str, Runs], withheld: float) -> None:
     """docs/results/methods.md and its figure; `withheld` is the share of the responses that stand in no pair."""
     text = (ROOT / "benchmarks" / "methods_head.md").read_text()
     seeds = ", ".join(str(seed) for seed in sorted(found["all"]))
-    text += f"\nSeeds with a run: {seeds}.\n\n" + table(found["all"]) + "\n## What was asked of them\n\n" + bounds(found["all"])
+    text += f"\nSeeds with a run: {seeds}.\n\n" + table(found["all"]) + "\n## The bounds\n\n" + bounds(found["all"])
     text += "\n![Distance against tokens](../images/methods.png)\n"
     if found["withheld"]:
         text += (

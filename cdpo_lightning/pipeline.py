@@ -1,4 +1,4 @@
-"""A run from its configuration to its report: the stages in order, each skipped where the store already has its result."""
+"""A run from its configuration to its report: the stages in order; the store spares SFT, score models and constants."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Lightning callbacks: the dual loop and the run's history."""
+"""Lightning callbacks: the dual loop, the run's history, checkpoints, speed, budgets, samples and W&B."""

@@ -130,7 +130,7 @@ class FilesConfig:
     evaluation_split: str = "train"
     revision: str | None = None
     on_conflict: str = "drop"
-    held_out: float = 0.1  # share of prompts, by a hash of the prompt
+    held_out: float = 0.1  # share of prompts, by a hash of seed and prompt
     max_pairs: int = 0  # of the policy stage; 0: all
     max_reward_pairs: int = 0
     max_cost_examples: int = 0

@@ -63,7 +63,7 @@ class MethodConfig:
     baseline_epochs: int = 0  # most epochs of those beside that fit preferences; 0: as many as the run's own
     preferences: str = "scores"  # scores: labels by reward and cost; human: the data's own (dpo, safe_dpo, pd_dpo, sacpo)
     fixed_lambda: float | str = 1.0  # of methods beside that keep lambda: a number, one_shot or exact
-    cost_only_lambda: float = 10.0  # lambda of the baseline `cost_only`
+    cost_only_lambda: float = 10.0  # lambda of `cost_only`, beside or the run's own
 
     def __post_init__(self) -> None:
         choice("method.name", self.name, tuple(METHODS))

@@ -181,12 +181,14 @@ class RunConfig:
         return min(self.policy.epochs, bound or self.policy.epochs)
 
     def _lambda_of(self, who: str) -> dict[str, object]:
-        """Lambda's start where it is not `constraint`'s: PPO-Lag's own, and the constant of a method beside."""
+        """Lambda's start where it is not `constraint`'s: PPO-Lag's own, `cost_only`'s, and the constant of a method beside."""
         if METHODS[who].trainer == "ppo":
             return {"lambda_init": self.ppo.lambda_init, "lambda_lr": self.ppo.lambda_lr}
+        if who == "cost_only":
+            return {"lambda_init": self.method.cost_only_lambda}
         if METHODS[who].kind != "fixed" or who == self.who:
             return {}
-        return {"lambda_init": self.method.cost_only_lambda if who == "cost_only" else self.method.fixed_lambda}
+        return {"lambda_init": self.method.fixed_lambda}
 
     def identity(self) -> str:
         """Sixteen hex digits that name the run's result: every value but where it is written, how it is watched

@@ -61,7 +61,7 @@ class PolicyConfig:
     epochs: int = 20
     batch_size: int = 256
     pairs_per_row: int = 32  # pairs of one prompt read in one row, responses they share once; 1: a row a pair
-    lr: float = 2e-3
+    lr: float = 4e-3
     lr_final: float = 0.02  # the last epoch's learning rate as a share of the first's
     weight_decay: float = 0.0
     gradient_clip: float = 1.0

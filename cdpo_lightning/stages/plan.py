@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo_lightning.artifacts import Ledger, Store
-from cdpo_lightning.config import RunConfig
+from cdpo_lightning.config import METHODS, Plan, RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import Corpus
 from cdpo_lightning.errors import ConfigError
@@ -124,10 +124,10 @@ def _is_learned(corpus: Corpus) -> bool:
 
 
 def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
-    policy, c = config.policy, config.constraint
-    rounds = policy.epochs // c.every_k_epochs
-    said = f"{len(config.trained)} policies, {policy.epochs} epochs, {rounds} dual rounds"
-    if corpus is None:
+    own, c = config.plan(config.who), config.constraint
+    policy = own.policy
+    said = ", ".join(f"{who} {_length(config.plan(who))}" for who in config.trained if METHODS[who].trainer != "none")
+    if corpus is None or own.recipe.trainer != "preference":
         return said
     prompts = len({pair.prompt for pair in corpus.pairs})
     sampled = min(c.prompts or prompts, prompts)
@@ -135,9 +135,18 @@ def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
     steps = policy.epochs * math.ceil(pairs / policy.batch_size)
     tokens = steps * config.trainer.processes * _tokens(config)
     return (
-        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens a policy; "
+        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens for {config.who}; "
         f"{sampled:,} x {c.samples_per_prompt} samples a round"
     )
+
+
+def _length(plan: Plan) -> str:
+    """How long a method is trained."""
+    if plan.recipe.trainer == "ppo":
+        return f"{plan.ppo.rounds} rounds"
+    if plan.recipe.trainer == "primal_dual":
+        return f"{plan.primal_dual.reward_epochs} and {plan.primal_dual.epochs} epochs"
+    return f"{plan.policy.epochs} epochs, {plan.policy.epochs // plan.constraint.every_k_epochs} dual rounds"
 
 
 def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path) -> dict[str, str]:

@@ -273,7 +273,7 @@ def test_a_recipe_replaces_the_runs_values_and_leaves_the_rest(default) -> None:
 
 
 def test_lambda_of_the_runs_own_and_of_those_beside(default) -> None:
-    """constraint.lambda_init is the run's own; beside it method.fixed_lambda, method.cost_only_lambda and PPO-Lag's own."""
+    """constraint.lambda_init is the run's own; beside it method.fixed_lambda; always method.cost_only_lambda and PPO-Lag's own."""
     config = parse(changed(changed(default, "constraint.lambda_init", 0.2), "method.fixed_lambda", 0.4))
     assert {who: config.plan(who).constraint.lambda_init for who in ("cdpo", "cdpo_fixed", "sacpo", "cost_only", "ppo_lag")} == {
         "cdpo": 0.2, "cdpo_fixed": 0.4, "sacpo": 0.4, "cost_only": 10.0, "ppo_lag": 1.0,
@@ -281,6 +281,8 @@ def test_lambda_of_the_runs_own_and_of_those_beside(default) -> None:
     alone = parse(changed(changed(default, "constraint.kind", "fixed"), "constraint.lambda_init", 0.2))
     assert alone.who == "cdpo_fixed"
     assert alone.plan("cdpo_fixed").constraint.lambda_init == 0.2
+    cost_only = parse(changed(changed(default, "constraint.kind", "fixed"), "method.name", "cost_only"))
+    assert (cost_only.who, cost_only.plan("cost_only").constraint.lambda_init) == ("cost_only", 10.0)
 
 
 def test_a_method_that_does_not_go_with_the_constraint_is_refused(default) -> None:

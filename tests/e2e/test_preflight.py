@@ -52,9 +52,13 @@ def test_the_plan_of_llama_on_a_machine_without_gpu_network_and_weights(
 
 
 def test_step_0_is_ln_2_and_the_store_is_looked_into(configure: Configure, capsys: Say) -> None:
-    config = configure("mode=check", "dataset.scores=learned")
-    check(config)
+    check(
+        configure("mode=check", "dataset.scores=learned", "method.baselines=[sft,dpo,pd_dpo,ppo_lag]", "method.baseline_epochs=1")
+    )
     said = capsys.readouterr().out
+    assert re.search(
+        r"^stage +policy +dpo 1 epochs, 1 dual rounds, pd_dpo \d+ and \d+ epochs, ppo_lag \d+ rounds, cdpo \d+ epochs", said, re.M
+    )
     assert "loss 0.6931, ln 2 = 0.6931" in said
     assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", said, re.MULTILINE)
     assert re.search(r"^stage +sft +12 epochs of \d+ examples, at most \d+ steps; (not in the store|the store has it)$", said, re.M)
