@@ -9,6 +9,7 @@ have gradient and moments; quantised weights take half a byte.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None
 
 
 def _ends(model: nn.Module) -> list[Tensor]:
-    return [end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [end.weight for end in ends if end is not None]
 
 
 def _description(config: ModelConfig, vocabulary: int | None) -> LlamaConfig | None:
