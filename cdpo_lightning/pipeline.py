@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.evaluation import Metrics
 from cdpo_lightning.export import export_policy, export_scorer
 from cdpo_lightning.files import write_json
+from cdpo_lightning.models import vllm_generation
 from cdpo_lightning.models.causal_lm import resolve_precision
 from cdpo_lightning.run_folder import find_run, git_commit
 from cdpo_lightning.stages.judging import judge_all, judge_by_samples
@@ -143,7 +143,7 @@ def check(config: RunConfig) -> None:
         screen.say("hardware   not checked: trainer.accelerator=gpu, and this machine has none")
     else:
         require_hardware(config.trainer)
-    if config.generation.engine == "vllm" and find_spec("vllm") is None:
+    if config.generation.engine == "vllm" and not vllm_generation.installed():
         screen.say("sampling   not checked: generation.engine=vllm, and vllm is not installed here")
     preflight(config, find_run(config), screen)
     screen.say("nothing was trained (mode=check)")

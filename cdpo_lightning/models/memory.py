@@ -9,10 +9,9 @@ have gradient and moments; quantised weights take half a byte.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from cdpo_lightning.config import ModelConfig, TrainerConfig
@@ -53,6 +52,7 @@ def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None
     freeze_lower(model, config.trainable_layers)
     text = described.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
+    ends = (end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None)
     linear: list[nn.Parameter] = [model.get_submodule(name).weight for name in linear_layers(model)]  # type: ignore[misc]
     adapters = config.lora_rank * sum(sum(weight.shape) for weight in linear)
     return Shape(
@@ -62,14 +62,9 @@ def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
-        ends=sum(weight.numel() for weight in {id(w): w for w in _ends(model)}.values()),
+        ends=sum(p.numel() for p in nn.ModuleList(ends).parameters()),
         quantized=sum(weight.numel() for weight in linear) if config.quantize else 0,
     )
-
-
-def _ends(model: nn.Module) -> list[Tensor]:
-    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return [end.weight for end in ends if end is not None]
 
 
 def _description(config: ModelConfig, vocabulary: int | None) -> LlamaConfig | None:

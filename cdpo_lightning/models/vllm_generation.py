@@ -34,6 +34,11 @@ _WORKER = Path(__file__).with_name("vllm_worker.py")
 _OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "NODE_RANK", "MASTER_", "TORCHELASTIC_")
 
 
+def installed() -> bool:
+    """Whether vLLM is there to be started."""
+    return find_spec("vllm") is not None
+
+
 @dataclass(frozen=True)
 class VLLM:
     """Where weights and requests lie while it samples, in which type it computes, and its share of the GPU's memory."""
@@ -43,7 +48,7 @@ class VLLM:
     gpu_memory: float
 
     def __post_init__(self) -> None:
-        if find_spec("vllm") is None:
+        if not installed():
             raise ModelError(
                 "generation.engine=vllm: vllm is not installed; try: pip install 'cdpo-lightning[vllm]', or generation=torch"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo_lightning.artifacts import Ledger, Store
-from cdpo_lightning.config import METHODS, Plan, RunConfig
+from cdpo_lightning.config import Plan, RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import Corpus
 from cdpo_lightning.errors import ConfigError
@@ -124,9 +124,10 @@ def _is_learned(corpus: Corpus) -> bool:
 
 
 def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
-    own, c = config.plan(config.who), config.constraint
-    policy = own.policy
-    said = ", ".join(f"{who} {_length(config.plan(who))}" for who in config.trained if METHODS[who].trainer != "none")
+    plans = [config.plan(who) for who in config.trained]
+    own = plans[-1]
+    policy, c = own.policy, own.constraint
+    said = ", ".join(f"{plan.who} {_length(plan)}" for plan in plans if plan.recipe.trainer != "none")
     if corpus is None or own.recipe.trainer != "preference":
         return said
     prompts = len({pair.prompt for pair in corpus.pairs})
@@ -135,7 +136,7 @@ def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
     steps = policy.epochs * math.ceil(pairs / policy.batch_size)
     tokens = steps * config.trainer.processes * _tokens(config)
     return (
-        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens for {config.who}; "
+        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens for {own.who}; "
         f"{sampled:,} x {c.samples_per_prompt} samples a round"
     )
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from cdpo_lightning import pipeline
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError, ConfigError, ModelError
+from cdpo_lightning.models import vllm_generation
 from cdpo_lightning.pipeline import check
 from cdpo_lightning.stages import preflight
 
@@ -65,7 +65,7 @@ def test_step_0_is_ln_2_and_the_store_is_looked_into(configure: Configure, capsy
 
 
 def test_a_sampler_that_is_not_installed_here_is_told(configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_generation, "find_spec", lambda name: None)
     check(configure("mode=check", "generation.engine=vllm"))
     assert re.search(r"^sampling +not checked: .*vllm is not installed here$", capsys.readouterr().out, re.MULTILINE)
 
