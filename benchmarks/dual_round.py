@@ -50,7 +50,7 @@ def main() -> None:
     model, pairs = harness.load_model(args), harness.load_pairs(args)
     tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
     encoder = Encoder(tokenizer, "chat" if tokenizer.chat_template else "plain", 512, args.new_tokens)
-    scorer = from_causal_lm(model, 0, 0).to(args.device, harness.DTYPES[args.precision])
+    scorer = from_causal_lm(model, 0).to(args.device, harness.DTYPES[args.precision])
     scorers = [ModelScorer(scorer, tokenizer, "plain", 512, args.batch_size, args.precision, kind) for kind in ("reward", "cost")]
     judge = TimedJudge(*scorers, model, encoder, args.batch_size, 256, args.precision)
     constraint = ConstraintConfig(kind="dual", samples_per_prompt=args.samples)

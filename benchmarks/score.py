@@ -19,7 +19,7 @@ def main() -> None:
     """Loads, times and reports."""
     args = harness.arguments(__doc__, pairs=64).parse_args()
     model, pairs = harness.load_model(args), harness.load_pairs(args)
-    scorer = from_causal_lm(model, 0, 0).to(args.device, harness.DTYPES[args.precision])
+    scorer = from_causal_lm(model, 0).to(args.device, harness.DTYPES[args.precision])
     sequences = [[*prompt, *response] for prompt, responses in pairs.rows for response in responses]
     tokens, padded = sum(map(len, sequences)), 0
     rate = harness.matrix_rate(args.device, args.precision)

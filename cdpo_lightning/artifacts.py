@@ -26,7 +26,7 @@ from cdpo_lightning import ranks
 from cdpo_lightning.errors import StorageError
 from cdpo_lightning.files import alone, beside, write_json
 
-VERSION = 3  # of everything that is stored; raise it when a scorer's or a stage's arithmetic changes
+VERSION = 4  # of everything that is stored; raise it when a scorer's or a stage's arithmetic changes
 
 
 class StoreWarning(UserWarning):

@@ -29,6 +29,7 @@ from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.files import newest, whole_file
 from cdpo_lightning.history import History
 from cdpo_lightning.strategies import hardware
+from cdpo_lightning.streams import Stream, stream_seed
 
 _QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 _NOISE = (  # what Lightning warns of and what is so on purpose, or not ours to change
@@ -109,7 +110,7 @@ def fit(
     The checkpoint is written whole after each epoch, and every `trainer.checkpoint_every_n_steps`; it holds weights, optimizer,
     schedule and the data module's state, so a run killed at any moment repeats what came after it and loses none of its numbers.
     """
-    torch.manual_seed(stage.seed)
+    torch.manual_seed(stream_seed(stage.seed, Stream.TRAINING))
     checkpoints = Checkpoints(stage.folder, history, trainer.checkpoint_every_n_steps, trainer.keep_checkpoints)
     with _quiet():
         made = _new_trainer(

@@ -30,7 +30,7 @@ def make_scorer():
         torch.manual_seed(0)
         more = {} if family is GPT2Config else {"num_key_value_heads": 2}
         language_model = AutoModelForCausalLM.from_config(family(**sizes, **special, **more))
-        model = from_causal_lm(language_model, 1, 0).eval()
+        model = from_causal_lm(language_model, 1).eval()
         torch.nn.init.normal_(model.head.weight)
         return ModelScorer(model.requires_grad_(False), tokenizer, "plain", 64, 2, "32-true", "x", unit=2.5)
 

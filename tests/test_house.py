@@ -19,8 +19,8 @@ LONGEST_DOOR = 40
 EXCUSED_WARNINGS = 12
 TEXT = {".py", ".md", ".cfg", ".toml", ".txt", ".yaml", ".yml", ".json", ".html", ".css", ".js", ".csv", ""}
 RUNTIME = {
-    "accelerate", "datasets", "deepspeed", "hydra-core", "lightning", "matplotlib", "numpy", "omegaconf", "rich",
-    "safetensors", "torch", "transformers", "wandb",
+    "accelerate", "datasets", "deepspeed", "filelock", "hydra-core", "jinja2", "lightning", "matplotlib", "numpy", "omegaconf",
+    "pydantic", "rich", "safetensors", "scipy", "torch", "transformers", "wandb",
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def language_model(seed=0):
 
 @pytest.fixture
 def scorer():
-    model = from_causal_lm(language_model(), 0, 0).eval()
+    model = from_causal_lm(language_model(), 0).eval()
     torch.nn.init.normal_(model.head.weight)
     return ModelScorer(model.requires_grad_(False), TOKENIZER, "plain", 64, batch_size=2, precision="32-true", identity="cost:abc")
 

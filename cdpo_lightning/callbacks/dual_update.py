@@ -29,6 +29,7 @@ from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_clu
 from cdpo_lightning.models.adapters import learned
 from cdpo_lightning.scoring import Judge, Measurement
 from cdpo_lightning.strategies import host_copies, whole_model
+from cdpo_lightning.streams import Stream, generator, stream_seed
 
 Row = dict[str, Any]
 Feedback = Callable[[Tensor, int], Tensor]  # what the dual step is told of the costs [N] of a round's samples; a seed
@@ -56,9 +57,12 @@ def next_lambda(c: ConstraintConfig, beta: float, state: DualState, cost: Estima
     return step, state.integral
 
 
-def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_prompt: int, seed: int) -> PairTable:
-    """The samples of each chosen prompt paired up at random, equal ones left out, with the constants measured anyway."""
-    generator = torch.Generator().manual_seed(seed)
+def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_prompt: int, seed: int, number: int) -> PairTable:
+    """The samples of each chosen prompt paired up at random, equal ones left out, with the constants measured anyway.
+
+    The run's `seed` and the `number` of the round decide the pairs and their draws.
+    """
+    pairing = generator(seed, Stream.DUAL_PAIRING, number)
     keys = [(s.prompt, s.tokens) for s in measured.samples]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the first sample of every kind
     kept = sorted(first.values())
@@ -67,7 +71,7 @@ def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_
     drawn = []
     for prompt in range(len(chosen)):
         own = (measured.prompt == prompt).nonzero()[:, 0]
-        drawn.append(unique[own[torch.randint(len(own), (per_prompt, 2), generator=generator)]])
+        drawn.append(unique[own[torch.randint(len(own), (per_prompt, 2), generator=pairing)]])
     pairs = torch.cat(drawn)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     return PairTable(
@@ -78,7 +82,7 @@ def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_
         cost_N=measured.cost[kept],
         reference_logp_N=measured.reference_logp[kept],
         pair_M2=pairs,
-        draw_M=draws(len(pairs), seed + 50_021),  # not the stream that paired them
+        draw_M=draws(len(pairs), stream_seed(seed, Stream.LABEL_DRAWS, number)),
     )
 
 
@@ -116,8 +120,8 @@ class DualUpdate(L.Callback):
             return
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         number = data.dual.round + 1
-        seed = self.seed * 100_003 + number
-        chosen = choose_prompts(len(self.prompts), self.constraint.prompts, seed)
+        chosen = choose_prompts(len(self.prompts), self.constraint.prompts, stream_seed(self.seed, Stream.DUAL_PROMPTS, number))
+        seed = stream_seed(self.seed, Stream.DUAL_SAMPLES, number)
         prompts = [self.prompts[i] for i in chosen.tolist()]
         with whole_model(trainer, pl_module.model) as model:  # type: ignore[arg-type]
             measured = self.judge.measure(model, prompts, self.constraint.samples_per_prompt, seed)
@@ -129,7 +133,7 @@ class DualUpdate(L.Callback):
         if data.objective.relabels:
             row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
         if self.policy.refresh:
-            data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, seed))
+            data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, self.seed, number))
         place = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.log(**place, **row)
         shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
@@ -139,7 +143,8 @@ class DualUpdate(L.Callback):
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:
         """Steps lambda in the data module; what the history is told of it."""
         state, beta = data.dual, self.policy.beta
-        cost = clustered_mean(self.feedback(measured.cost, self.seed * 100_003 + state.round + 1), measured.prompt)
+        seed = stream_seed(self.seed, Stream.SAFETY_ORACLE, state.round + 1)
+        cost = clustered_mean(self.feedback(measured.cost, seed), measured.prompt)
         variance = within_cluster_variance(measured.cost, measured.prompt)
         lam, integral = next_lambda(self.constraint, beta, state, cost, variance)
         lowest = min(state.lowest_cost, _mean_lowest(data, measured, chosen))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from cdpo_lightning.streams import Stream, generator
+
 _POOL = 32  # batches that are sorted by length together
 
 
@@ -28,14 +30,14 @@ class LengthBuckets(Sampler[list[int]]):
         return (len(self._lengths) + self._batch_size - 1) // self._batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        draw = generator(self._seed, Stream.BATCH_ORDER, self._epoch)
+        order = torch.randperm(len(self._lengths), generator=draw).tolist()
         pool = _POOL * self._batch_size
         batches = []
         for start in range(0, len(order), pool):
             part = sorted(order[start : start + pool], key=lambda i: self._lengths[i])
             batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
-        order = torch.randperm(len(batches), generator=generator).tolist()
+        order = torch.randperm(len(batches), generator=draw).tolist()
         self.taken, self.skip = self.skip, 0
         for i in order[self.taken :]:
             self.taken += 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from cdpo_lightning.config import ClosedFormConfig
 from cdpo_lightning.data import grammar
 from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, PreferencePair
+from cdpo_lightning.streams import Stream, generator
 
 _INTERACTION = 0.35  # weight of pairwise slot effects and of topic-specific ones, beside 1 for the main effects
 
@@ -89,10 +90,10 @@ def _reward_and_cost(config: ClosedFormConfig, slots: int, generator: torch.Gene
 
 def make_world(config: ClosedFormConfig, seed: int) -> World:
     """The world of `seed`; equal seeds give equal worlds."""
-    generator = torch.Generator().manual_seed(seed)
+    draw = generator(seed, Stream.WORLD)
     slots = grammar.slot_count(config.responses)
-    reward, cost = _reward_and_cost(config, slots, generator)
-    behaviour = 0.7 * _standardise(_effects(slots, generator))
+    reward, cost = _reward_and_cost(config, slots, draw)
+    behaviour = 0.7 * _standardise(_effects(slots, draw))
     prompts = grammar.prompts(config.prompts)
     return World(
         config=config,

@@ -12,6 +12,7 @@ from cdpo_lightning.data.answers import pair_answers
 from cdpo_lightning.data.closed_form import World
 from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, MultipleChoice, PreferencePair
 from cdpo_lightning.data.rows import is_unpinned
+from cdpo_lightning.streams import Stream, stream_seed
 
 T = TypeVar("T")
 
@@ -75,13 +76,15 @@ def closed_form_corpus(config: ClosedFormConfig, seed: int) -> Corpus:
     """The world of `seed` and the data people give on it; held out are prompts in a phrasing of their own."""
     world = closed_form.make_world(config, seed)
 
-    def demos(prompts: list[str], offset: int) -> list[Demonstration]:
-        return closed_form.demonstrations(world, prompts, config.demonstrations_per_prompt, 4 * seed + offset)
+    def demos(prompts: list[str], held_out: int) -> list[Demonstration]:
+        own = stream_seed(seed, Stream.DEMONSTRATIONS, held_out)
+        return closed_form.demonstrations(world, prompts, config.demonstrations_per_prompt, own)
 
-    def pairs(prompts: list[str], offset: int) -> list[PreferencePair]:
-        return closed_form.preference_pairs(world, prompts, config.pairs_per_prompt, 4 * seed + offset)
+    def pairs(prompts: list[str], held_out: int) -> list[PreferencePair]:
+        own = stream_seed(seed, Stream.PREFERENCES, held_out)
+        return closed_form.preference_pairs(world, prompts, config.pairs_per_prompt, own)
 
-    train, held_out = pairs(world.prompts, 2), pairs(world.held_out, 3)
+    train, held_out = pairs(world.prompts, 0), pairs(world.held_out, 1)
     return Corpus(
         demonstrations=Split(demos(world.prompts, 0), demos(world.held_out, 1)),
         reward=Split([reward_example(p) for p in train], [reward_example(p) for p in held_out]),

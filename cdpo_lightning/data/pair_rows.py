@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cdpo_lightning.data.pair_table import PairTable
+from cdpo_lightning.streams import Stream, generator
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class GroupRow:
 
 def prompt_groups(table: PairTable, size: int, seed: int, epoch: int) -> list[list[int]]:
     """Pair numbers in groups of at most `size` of one prompt, drawn anew for every (seed, epoch) and by nothing else."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(table), generator=generator)
+    order = torch.randperm(len(table), generator=generator(seed, Stream.PAIR_GROUPS, epoch))
     prompt = table.prompt_N[table.pair_M2[order, 0]]
     order = order[prompt.argsort(stable=True)]
     counts = prompt.bincount().tolist()

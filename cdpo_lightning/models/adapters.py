@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.quantized import is_packed, is_quantized, opened, quiet_bitsandbytes
+from cdpo_lightning.streams import Stream, stream_seed
 
 _MARK = "lora_"  # in the name of every parameter of an adapter
 
@@ -37,7 +38,7 @@ def with_adapters(model: nn.Module, config: ModelConfig, seed: int, share: bool 
     adapted = copy.deepcopy(model, shared if share else None)
     if not are_in(model):  # a second stage goes on with the first one's
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(stream_seed(seed, Stream.ADAPTERS))
             adapted = inject_adapter_in_model(_lora(config), adapted)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(_MARK in name)

@@ -25,6 +25,7 @@ from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models import attention
 from cdpo_lightning.models.packed_forward import settle_rows
+from cdpo_lightning.streams import Stream, stream_seed
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -48,7 +49,7 @@ def build(architecture: dict[str, int], vocabulary: int, pad: int, eos: int, see
         **architecture,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, Stream.INITIAL_WEIGHTS))
         return LlamaForCausalLM(config)
 
 

@@ -35,7 +35,7 @@ class ScoreModel(nn.Module):
         return self.head(picked)[:, 0].float()
 
 
-def from_causal_lm(model: nn.Module, layers: int, seed: int) -> ScoreModel:
+def from_causal_lm(model: nn.Module, layers: int) -> ScoreModel:
     """A score model on a copy of the language model's backbone, its first `layers` layers (0: all).
 
     The head starts at zero: every score is 0 before training, whatever the backbone.
@@ -46,8 +46,7 @@ def from_causal_lm(model: nn.Module, layers: int, seed: int) -> ScoreModel:
     backbone = copy.deepcopy(model.base_model)
     if layers:
         _keep_layers(backbone, layers)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # what torch draws for a new layer is overwritten with zeros
         return ScoreModel(backbone, model.config.hidden_size)
 
 

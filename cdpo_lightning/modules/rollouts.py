@@ -29,6 +29,7 @@ from cdpo_lightning.models.placement import at_work
 from cdpo_lightning.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.scoring import Judge, Measurement
 from cdpo_lightning.strategies import whole_model
+from cdpo_lightning.streams import Stream, generator, stream_seed
 
 _PER_ROW = 8  # episodes of one prompt read side by side
 
@@ -71,10 +72,11 @@ class Rollouts(L.LightningDataModule):
         # Resumed, Lightning asks for the last round's too, counts it and lets it go: not to be stepped twice.
         if epoch < self.dual.round:
             return DataLoader([None])
-        seed = self.seed * 100_003 + epoch + 1
-        prompts = [self.prompts[i] for i in choose_prompts(len(self.prompts), self.constraint.prompts, seed).tolist()]
+        prompts_seed, samples_seed = (stream_seed(self.seed, s, epoch + 1) for s in (Stream.DUAL_PROMPTS, Stream.DUAL_SAMPLES))
+        chosen = choose_prompts(len(self.prompts), self.constraint.prompts, prompts_seed)
+        prompts = [self.prompts[i] for i in chosen.tolist()]
         with self._whole(self.module.model) as model:
-            measured = self.judge.measure(model, prompts, self.ppo.samples_per_prompt, seed)
+            measured = self.judge.measure(model, prompts, self.ppo.samples_per_prompt, samples_seed)
         self.step(measured)
         rows = self.episodes(measured, prompts)
         size = max(1, self.ppo.batch_size // _PER_ROW)
@@ -167,7 +169,7 @@ class Rollouts(L.LightningDataModule):
         """The demonstrations that ride along with the round's batches, in the order of (seed, epoch); none if ptx is off."""
         if not self.ppo.ptx or not self.demonstrations:
             return []
-        order = torch.randperm(len(self.demonstrations), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        order = torch.randperm(len(self.demonstrations), generator=generator(self.seed, Stream.DEMONSTRATION_ORDER, epoch))
         return [self.demonstrations[i] for i in order.tolist()]
 
     def state_dict(self) -> dict[str, Any]:

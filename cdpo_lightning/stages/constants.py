@@ -13,6 +13,7 @@ from cdpo_lightning.data.pair_table import PairTable, draws
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.scoring import ModelScorer, Scorer, Text
 from cdpo_lightning.stages.bench import Bench
+from cdpo_lightning.streams import Stream, stream_seed
 
 
 def stored_scores(bench: Bench, kind: str, scorer: Scorer, texts: Sequence[Text]) -> Tensor:
@@ -65,7 +66,7 @@ def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[Pref
         cost_N=cost,
         reference_logp_N=logp,
         pair_M2=torch.tensor(different, dtype=torch.long).view(-1, 2),
-        draw_M=draws(len(different), bench.config.seed),
+        draw_M=draws(len(different), stream_seed(bench.config.seed, Stream.LABEL_DRAWS, 0)),
     )
     cut = {"data/truncated": _count_cut(bench, prompts, texts), "data/equal_after_cut": len(ends) - len(different)}
     return table, [pair for pair, kept in zip(pairs, differs, strict=True) if kept], prompts, cut

@@ -17,12 +17,11 @@ from cdpo_lightning.exact import ExactProblem, all_rows, all_texts
 from cdpo_lightning.files import whole_file
 from cdpo_lightning.scoring import Measurement
 from cdpo_lightning.stages.prepare import Court, Prepared, constants_from
+from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.suite.categories import category_metrics
 from cdpo_lightning.suite.comparison import compare
 from cdpo_lightning.suite.refusal import is_refusal, refusal_metrics
 from cdpo_lightning.suite.truthful import truthfulqa_metrics
-
-_SAMPLES = 7_000_003  # added to the run's seed: the evaluation's samples are not those of a dual round
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,16 @@ def judge_by_samples(court: Court, candidates: list[Candidate], screen: Screen) 
     bench, config = court.bench, court.bench.config
     items = spread(bench.corpus.prompts, config.evaluation.prompts)
     everyone: dict[str, Measurement] = {}
+    seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
     metrics: Metrics = {}
     with screen.stage("evaluate") as done:
         for one in candidates:
             asked = [item.prompt for item in items]
-            measured = court.judge.measure(
-                one.model, asked, config.evaluation.samples_per_prompt, config.seed + _SAMPLES, one.encoder
-            )
+            measured = court.judge.measure(one.model, asked, config.evaluation.samples_per_prompt, seed, one.encoder)
             everyone |= dict.fromkeys(one.names, measured)
         for who, measured in everyone.items():
             metrics |= policy_metrics(who, measured, config.constraint.c_limit) | category_metrics(who, measured, items)
-        metrics |= compare(everyone, config.seed)
+        metrics |= compare(everyone, stream_seed(config.seed, Stream.BOOTSTRAP))
         rows = [row for who, measured in everyone.items() for row in sample_rows(who, measured)]
         done({"prompts": len(items), "responses": len(rows)})
     if ranks.first():
@@ -70,12 +68,13 @@ def _refusals(court: Court, candidates: list[Candidate], screen: Screen) -> Metr
     """`eval/<who>/refusal/*`, and every response with what the detector said of it in refusals.jsonl."""
     config, metrics, rows = court.bench.config, {}, []  # type: ignore[var-annotated]
     items = spread(court.bench.corpus.refusal_prompts, config.evaluation.prompts)
+    seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
     if not items:
         return {}
     with screen.stage("refusals") as done:
         for one in candidates:
             asked, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
-            samples, texts = court.judge.draw(one.model, asked, count, config.seed + _SAMPLES, one.encoder or court.judge.encoder)
+            samples, texts = court.judge.draw(one.model, asked, count, seed, one.encoder or court.judge.encoder)
             for name in one.names:
                 metrics |= refusal_metrics(name, items, [text for _, text in texts], [s.prompt for s in samples])
                 rows += [

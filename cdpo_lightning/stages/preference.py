@@ -30,6 +30,7 @@ from cdpo_lightning.stages.judging import exact_problem
 from cdpo_lightning.stages.labels import learnt_from
 from cdpo_lightning.stages.prepare import Prepared
 from cdpo_lightning.stages.spending import SCORERS, Spent, networks_of, sampled, trained
+from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.training import Stage, make_logger
 
 
@@ -128,7 +129,7 @@ def train_preference(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
 
 def reference_samples(prepared: Prepared, per_prompt: int) -> Measurement:
     """Samples of the reference for all prompts, for `one_shot` and the anchor."""
-    seed = prepared.bench.config.seed * 100_003
+    seed = stream_seed(prepared.bench.config.seed, Stream.DUAL_SAMPLES, 0)
     return prepared.judge.measure(prepared.reference, prepared.prompts, per_prompt, seed)
 
 

@@ -24,6 +24,7 @@ from cdpo_lightning.stages.labels import better_labels, safer_labels, with_label
 from cdpo_lightning.stages.preference import Task, Trained, dual_metrics, fit_pairs, start_lambda
 from cdpo_lightning.stages.prepare import Prepared
 from cdpo_lightning.stages.spending import Spent, sampled
+from cdpo_lightning.streams import Stream, stream_seed
 
 
 def feedback_of(config: PrimalDualConfig) -> Feedback:
@@ -52,7 +53,7 @@ def complete_table(prepared: Prepared) -> PairTable:
         cost_N=problem.cost.flatten(),
         reference_logp_N=problem.reference_logp.flatten(),
         pair_M2=every,
-        draw_M=draws(len(every), prepared.bench.config.seed),
+        draw_M=draws(len(every), stream_seed(prepared.bench.config.seed, Stream.LABEL_DRAWS, 0)),
     )
 
 
@@ -122,9 +123,10 @@ def _first_step(task: Task, prepared: Prepared, lam: float) -> tuple[float, Spen
     constraint = task.constraint
     if constraint.kind != "dual":
         return lam, Spent()
-    seed = prepared.bench.config.seed * 100_003
-    prompts = [prepared.prompts[i] for i in choose_prompts(len(prepared.prompts), constraint.prompts, seed).tolist()]
-    measured = task.judge.measure(task.start, prompts, constraint.samples_per_prompt, seed)
-    cost = clustered_mean(task.feedback(measured.cost, seed), measured.prompt)
+    seed = prepared.bench.config.seed
+    chosen = choose_prompts(len(prepared.prompts), constraint.prompts, stream_seed(seed, Stream.DUAL_PROMPTS, 0))
+    prompts = [prepared.prompts[i] for i in chosen.tolist()]
+    measured = task.judge.measure(task.start, prompts, constraint.samples_per_prompt, stream_seed(seed, Stream.DUAL_SAMPLES, 0))
+    cost = clustered_mean(task.feedback(measured.cost, stream_seed(seed, Stream.SAFETY_ORACLE, 0)), measured.prompt)
     variance = within_cluster_variance(measured.cost, measured.prompt)
     return next_lambda(constraint, task.policy.beta, DualState(lam, lam), cost, variance)[0], sampled([measured])

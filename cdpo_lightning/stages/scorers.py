@@ -61,7 +61,7 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
     """The reward or the cost model as a scorer, and what it reached on held-out prompts."""
     config: ScorerConfig = getattr(bench.config, kind)
     data: Split = getattr(bench.corpus, kind)
-    model = from_causal_lm(base.model, bench.config.model.scorer_layers, bench.config.seed)
+    model = from_causal_lm(base.model, bench.config.model.scorer_layers)
     causal_lm.freeze_lower(model.backbone, bench.config.model.scorer_trainable_layers)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:

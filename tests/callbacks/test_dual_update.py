@@ -23,6 +23,7 @@ from cdpo_lightning.history import History
 from cdpo_lightning.maths.statistics import Estimate
 from cdpo_lightning.models.generation import Sample
 from cdpo_lightning.scoring import Measurement
+from cdpo_lightning.streams import Stream, stream_seed
 
 BETA = 0.5
 
@@ -80,7 +81,7 @@ CHOSEN = torch.tensor([0, 2, 5])
 def test_on_policy_pairs_are_of_the_same_prompt_with_their_own_constants():
     measured, base = measurement(), base_table()
     measured = replace(measured, reference_logp=-torch.arange(12, dtype=torch.float64))
-    pairs = on_policy_pairs(measured, base, CHOSEN, per_prompt=50, seed=1)
+    pairs = on_policy_pairs(measured, base, CHOSEN, per_prompt=50, seed=1, number=1)
     assert pairs.prompts == base.prompts
     seen = set()
     for first, second in pairs.pair_M2.tolist():
@@ -100,7 +101,7 @@ def test_on_policy_pairs_are_of_the_same_prompt_with_their_own_constants():
 def test_on_policy_pairs_are_uniform_over_the_ordered_pairs():
     """Of 4 samples two are drawn with replacement; the 12 ordered pairs of different ones each have 1/16 of the draws."""
     count = 16_000
-    pairs = on_policy_pairs(measurement(prompts=1), base_table(), CHOSEN[:1], count, seed=0)
+    pairs = on_policy_pairs(measurement(prompts=1), base_table(), CHOSEN[:1], count, seed=0, number=1)
     assert abs(len(pairs) - 0.75 * count) < 4 * (count * 0.75 * 0.25) ** 0.5
     seen = (pairs.pair_M2[:, 0] * 4 + pairs.pair_M2[:, 1]).bincount(minlength=16).view(4, 4).double()
     assert seen.diagonal().tolist() == [0] * 4
@@ -111,7 +112,7 @@ def test_equal_samples_make_no_pair_but_keep_their_weight():
     """Three of four samples are one text: it meets the other one in 2 (3/4)(1/4) of the draws."""
     tokens = [(7, 1), (8, 1), (7, 1), (7, 1)]
     count = 8000
-    pairs = on_policy_pairs(measurement(prompts=1, tokens=tokens), base_table(), CHOSEN[:1], count, seed=0)
+    pairs = on_policy_pairs(measurement(prompts=1, tokens=tokens), base_table(), CHOSEN[:1], count, seed=0, number=1)
     assert {tuple(pairs.responses[i] for i in ends) for ends in pairs.pair_M2.tolist()} == {
         ((7, 1), (8, 1)), ((8, 1), (7, 1)),
     }  # fmt: skip
@@ -119,7 +120,7 @@ def test_equal_samples_make_no_pair_but_keep_their_weight():
 
 
 def test_a_policy_that_always_says_the_same_gives_no_pair():
-    pairs = on_policy_pairs(measurement(tokens=[(7, 1)] * 12), base_table(), CHOSEN, 5, seed=0)
+    pairs = on_policy_pairs(measurement(tokens=[(7, 1)] * 12), base_table(), CHOSEN, 5, seed=0, number=1)
     assert pairs.pair_M2.shape == (0, 2)
     data = PairDataModule(base_table(), PolicyConfig(beta=BETA), 0.0, 0)
     data.refresh(pairs)
@@ -127,7 +128,7 @@ def test_a_policy_that_always_says_the_same_gives_no_pair():
 
 
 def test_on_policy_pairs_belong_to_their_seed():
-    first, again, other = (on_policy_pairs(measurement(), base_table(), CHOSEN, 20, seed) for seed in (1, 1, 2))
+    first, again, other = (on_policy_pairs(measurement(), base_table(), CHOSEN, 20, seed, 1) for seed in (1, 1, 2))
     assert torch.equal(first.pair_M2, again.pair_M2)
     assert torch.equal(first.draw_M, again.draw_M)
     assert not torch.equal(first.pair_M2, other.pair_M2)
@@ -250,8 +251,8 @@ def test_the_round_samples_the_prompts_it_chose(tmp_path):
     prompts, samples, seeds = zip(*loop.judge.asked, strict=True)
     assert samples == (4, 4)
     assert seeds[0] != seeds[1]
-    for asked, seed, fresh in zip(prompts, seeds, loop.data.fresh, strict=True):
-        chosen = choose_prompts(6, 3, seed)
+    for number, (asked, fresh) in enumerate(zip(prompts, loop.data.fresh, strict=True), 1):
+        chosen = choose_prompts(6, 3, stream_seed(loop.callback.seed, Stream.DUAL_PROMPTS, number))
         assert asked == tuple(f"p{i}" for i in chosen.tolist())
         assert set(fresh.prompt_N.tolist()) == set(chosen.tolist())
 
@@ -299,7 +300,7 @@ def test_the_lowest_cost_seen_counts_the_samples_too(tmp_path):
     loop = Loop(tmp_path, measurement(cost=[-10.0] * 12))
     assert loop.data.dual.lowest_cost == pytest.approx(0.5)
     loop.end_epoch()
-    chosen = set(choose_prompts(6, 3, loop.judge.asked[0][2]).tolist())
+    chosen = set(choose_prompts(6, 3, stream_seed(loop.callback.seed, Stream.DUAL_PROMPTS, 1)).tolist())
     expected = sum(-10 if p in chosen else p - 2 for p in range(6)) / 6
     assert loop.data.dual.lowest_cost == pytest.approx(expected)
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPS = ("model", "dataset", "constraint", "method", "trainer", "logger")
 TINY = [
     "dataset.prompts=8", "dataset.responses=16", "dataset.pairs_per_prompt=16", "dataset.demonstrations_per_prompt=32",
-    "sft.epochs=12", "sft.batch_size=8", "sft.lr=2e-2", "reward.epochs=2", "cost.epochs=2",
+    "sft.epochs=12", "sft.batch_size=8", "sft.lr=2e-2", "reward.epochs=2", "cost.epochs=8",
     "policy.epochs=2", "policy.refresh=4", "constraint.samples_per_prompt=8", "evaluation.samples_per_prompt=8",
     "method.baselines=[]", "stages=[sft,reward,cost,policy,evaluate]",
 ]  # fmt: skip

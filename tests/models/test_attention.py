@@ -67,7 +67,7 @@ def test_by_blocks_the_log_probabilities_are_those_of_dense_masks(model: nn.Modu
 
 
 def test_scores_in_bf16_are_those_of_sdpa_but_for_rounding(model: nn.Module) -> None:
-    scorer = from_causal_lm(model, 0, 0).bfloat16()
+    scorer = from_causal_lm(model, 0).bfloat16()
     nn.init.ones_(scorer.head.weight)
     batch = pad([list(range(2, 22)), [6, 7, 8]])
     expected = scorer(*batch)
@@ -88,7 +88,7 @@ def test_samples_and_scores_are_those_of_sdpa(model: nn.Module, name: str) -> No
         return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, 1, 0, 4)]
 
     def scores() -> torch.Tensor:
-        scorer = from_causal_lm(model, 0, 0)
+        scorer = from_causal_lm(model, 0)
         nn.init.ones_(scorer.head.weight)
         return scorer(*pad([[3, 4, 5], [6, 7]]))
 

@@ -77,7 +77,8 @@ def test_a_model_that_cannot_pack_reads_one_response_a_row(make_model, logp_alon
     packed_forward.settle_rows(model, "model.path=x")
     assert not packed_forward.reads_packed(model)
     assert packed_forward.reads_packed(copy.deepcopy(model)) is False  # policies are copies
-    torch.testing.assert_close(packed_forward.response_logp(model, pack(ROWS)), alone(model, logp_alone), rtol=0, atol=1e-9)
+    # Gemma 2 and Bloom compute a part in float32, whose rounding depends on the processor.
+    torch.testing.assert_close(packed_forward.response_logp(model, pack(ROWS)), alone(model, logp_alone), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("family", "changes"), CANNOT_PACK)

@@ -16,7 +16,7 @@ TEXTS = [[2, 3, EOS], [4, 5, 6, 7, EOS], [8, EOS], [EOS, EOS, EOS]]
 @pytest.fixture
 def scorer(any_model):
     """A score model of each family with a head that is not zero, float64."""
-    model = from_causal_lm(any_model, layers=0, seed=0).double()
+    model = from_causal_lm(any_model, layers=0).double()
     torch.nn.init.normal_(model.head.weight)
     return model.eval()
 
@@ -47,7 +47,7 @@ def test_the_score_does_not_depend_on_the_batch(scorer):
 def test_the_score_is_read_at_the_last_attended_token(make_model):
     """The head gives twice the first hidden unit, so the score is twice that unit of the plain model's last state."""
     language_model = make_model().double()
-    scorer = from_causal_lm(language_model, 0, 0).double()
+    scorer = from_causal_lm(language_model, 0).double()
     with torch.no_grad():
         scorer.head.weight[0, 0] = 2.0
     last = language_model.model(input_ids=torch.tensor([TEXTS[1]])).last_hidden_state[0, -1, 0]
@@ -55,13 +55,13 @@ def test_the_score_is_read_at_the_last_attended_token(make_model):
 
 
 def test_every_score_is_zero_before_training(any_model):
-    assert from_causal_lm(any_model, 0, 0)(*pad(TEXTS)).tolist() == [0.0] * len(TEXTS)
+    assert from_causal_lm(any_model, 0)(*pad(TEXTS)).tolist() == [0.0] * len(TEXTS)
 
 
 def test_the_backbone_is_a_copy(make_model):
     language_model = make_model()
     before = copy.deepcopy(language_model.state_dict())
-    scorer = from_causal_lm(language_model, 1, 0)
+    scorer = from_causal_lm(language_model, 1)
     with torch.no_grad():
         for parameter in scorer.parameters():
             parameter.add_(1)
@@ -73,7 +73,7 @@ def test_the_backbone_is_a_copy(make_model):
 def test_fewer_layers_are_the_first_ones(make_model, family):
     """Truth: the first layer's output of the whole model, under the same final norm."""
     language_model = make_model(family)
-    scorer = from_causal_lm(language_model, 1, 0)
+    scorer = from_causal_lm(language_model, 1)
     states = []
     whole = language_model.base_model
     layers, norm = (whole.layers, whole.norm) if family is LlamaConfig else (whole.h, whole.ln_f)
@@ -87,10 +87,10 @@ def test_fewer_layers_are_the_first_ones(make_model, family):
 
 def test_layers_that_are_not_there_are_refused(make_model):
     with pytest.raises(ModelError, match=r"scorer_layers=3: LlamaModel has 2 layers"):
-        from_causal_lm(make_model(), 3, 0)
+        from_causal_lm(make_model(), 3)
     opt = make_model(OPTConfig, ffn_dim=16, word_embed_proj_dim=16)
     with pytest.raises(ModelError, match="no list of layers that is known here"):
-        from_causal_lm(opt, 1, 0)
+        from_causal_lm(opt, 1)
 
 
 def test_pad_by_hand():
