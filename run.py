@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from cdpo_lightning.config import parse
-from cdpo_lightning.config.door import COMPOSING, interrupted, refuse, sentence, status
+from cdpo_lightning.config.cli_errors import COMPOSING, interrupted, refuse, sentence, status
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.sweep.objective import objective
 

@@ -72,9 +72,9 @@ def common(job: Job, folder: Path) -> list[str]:
 def binding_range(overrides: list[str], place: Path) -> tuple[float, float]:
     """(lowest reachable E[c], unconstrained E[c]) of the world at the run's beta, by enumeration."""
     from cdpo_lightning.console import Screen
-    from cdpo_lightning.run_folder import find_run
-    from cdpo_lightning.stages.judging import exact_problem
-    from cdpo_lightning.stages.prepare import prepare
+    from cdpo_lightning.pipeline.evaluate.policies import exact_problem
+    from cdpo_lightning.pipeline.prepare import prepare
+    from cdpo_lightning.store.run_folder import find_run
 
     begun = ["resume=true"] if (place / "identity").exists() else []
     config = compose([*overrides, *begun, f"run_dir={place}"])
@@ -86,7 +86,7 @@ def one(job: Job, folder: Path) -> dict[str, object]:
     """The metrics of a job, run now unless they are there."""
     path = folder / job.name / "metrics.json"
     if not path.exists():
-        from cdpo_lightning.pipeline import run
+        from cdpo_lightning.pipeline.run import run
 
         range_file = folder / f"range-{job.seed}-{job.beta:g}.json"
         if not range_file.exists():

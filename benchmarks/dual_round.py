@@ -19,13 +19,13 @@ import torch
 from pair_step import table_of
 from transformers import AutoTokenizer
 
-from cdpo_lightning.callbacks.dual_update import DualUpdate
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
-from cdpo_lightning.data.pair_data import PairDataModule
-from cdpo_lightning.data.templates import Encoder
-from cdpo_lightning.history import History
-from cdpo_lightning.models.score_model import from_causal_lm
-from cdpo_lightning.scoring import Judge, Measurement, ModelScorer
+from cdpo_lightning.evaluation.evaluator import Judge, Measurement, ModelScorer
+from cdpo_lightning.models.heads.score_model import from_causal_lm
+from cdpo_lightning.store.history import History
+from cdpo_lightning.text.templates import Encoder
+from cdpo_lightning.training.callbacks.dual_update import DualUpdate
+from cdpo_lightning.training.data_modules.pair_data import PairDataModule
 
 
 class TimedJudge(Judge):

@@ -17,7 +17,7 @@ import harness
 import torch
 from torch import nn
 
-from cdpo_lightning.models.generation import sample
+from cdpo_lightning.models.sampling.generation import sample
 
 Prompts = list[tuple[int, ...]]
 

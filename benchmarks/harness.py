@@ -19,12 +19,13 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cdpo_lightning.config import ModelConfig
-from cdpo_lightning.data.packing import Row, row_length
-from cdpo_lightning.data.templates import Encoder
-from cdpo_lightning.maths.products import better_in_float32
-from cdpo_lightning.models import attention, causal_lm
-from cdpo_lightning.models.float32_products import multiply_in_float32
-from cdpo_lightning.models.packed_forward import compute_type
+from cdpo_lightning.models.kernels import attention
+from cdpo_lightning.models.kernels.float32_products import multiply_in_float32
+from cdpo_lightning.models.kernels.products import better_in_float32
+from cdpo_lightning.models.lm import causal_lm
+from cdpo_lightning.models.lm.packed_forward import compute_type
+from cdpo_lightning.text.packing import Row, row_length
+from cdpo_lightning.text.templates import Encoder
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama2_7b": {

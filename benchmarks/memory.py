@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cdpo_lightning.config import ModelConfig, TrainerConfig
-from cdpo_lightning.models.memory import activations, per_rank, shape_of
+from cdpo_lightning.models.lm.memory import activations, per_rank, shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 124  # words of the closed-form world

@@ -51,7 +51,7 @@ def one(job: Job, folder: Path) -> dict[str, object]:
     place = folder / f"{job.world}-seed{job.seed}"
     path = place / "metrics.json"
     if not path.exists():
-        from cdpo_lightning.pipeline import run
+        from cdpo_lightning.pipeline.run import run
 
         limits = folder / f"limit-{job.seed}.json"
         if not limits.exists():

@@ -51,7 +51,7 @@ def _cell(name: str, values: list[float]) -> str:
 
 def table(runs: Runs) -> str:
     """Means over the seeds, with the smallest and the largest value, in Markdown."""
-    from cdpo_lightning.report.wording import name_of
+    from cdpo_lightning.report.formatting import name_of
 
     lines = [["method", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
     for who, found in by_method(runs).items():
@@ -61,7 +61,7 @@ def table(runs: Runs) -> str:
 
 def bounds(runs: Runs) -> str:
     """How many seeds meet what each method has to reach, as a list in Markdown."""
-    from cdpo_lightning.report.wording import name_of
+    from cdpo_lightning.report.formatting import name_of
 
     said = []
     for who, (kl, cost) in BOUNDS.items():
@@ -97,9 +97,9 @@ def figure(runs: Runs, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from cdpo_lightning.report.labels import Label, point_labels
-    from cdpo_lightning.report.style import STYLE, colour_of, text_colour
-    from cdpo_lightning.report.wording import name_of
+    from cdpo_lightning.report.figures.labels import Label, point_labels
+    from cdpo_lightning.report.figures.style import STYLE, colour_of, text_colour
+    from cdpo_lightning.report.formatting import name_of
 
     with plt.rc_context(STYLE):
         drawn, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")

@@ -21,13 +21,13 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 
 from cdpo_lightning.config import PolicyConfig, TrainerConfig
-from cdpo_lightning.data.packing import Row
-from cdpo_lightning.data.pair_data import PairDataModule
-from cdpo_lightning.data.pair_table import PairTable, draws
-from cdpo_lightning.models.layers import compiled
-from cdpo_lightning.modules.policy import PolicyModule
-from cdpo_lightning.scoring import logp_of
-from cdpo_lightning.strategies import hardware
+from cdpo_lightning.data.pairs.pair_table import PairTable, draws
+from cdpo_lightning.evaluation.evaluator import logp_of
+from cdpo_lightning.models.lm.layers import compiled
+from cdpo_lightning.text.packing import Row
+from cdpo_lightning.training.data_modules.pair_data import PairDataModule
+from cdpo_lightning.training.modules.policy import PolicyModule
+from cdpo_lightning.training.strategies import hardware
 
 
 def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:

@@ -11,7 +11,7 @@ import time
 import harness
 import torch
 
-from cdpo_lightning.data.pair_table import PairTable, draws
+from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 
 
 def main() -> None:

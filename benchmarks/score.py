@@ -11,8 +11,8 @@ import harness
 import torch
 
 from cdpo_lightning.data.batching import sorted_batches
-from cdpo_lightning.models.packed_forward import numerics
-from cdpo_lightning.models.score_model import from_causal_lm, pad
+from cdpo_lightning.models.heads.score_model import from_causal_lm, pad
+from cdpo_lightning.models.lm.packed_forward import numerics
 
 
 def main() -> None:

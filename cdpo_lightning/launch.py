@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from cdpo_lightning import pipeline, ranks
+from cdpo_lightning import ranks
 from cdpo_lightning.config import RunConfig, parse, plain
 from cdpo_lightning.errors import CDPOError, ConfigError, RankError
-from cdpo_lightning.evaluation import Metrics
+from cdpo_lightning.evaluation.metrics import Metrics
+from cdpo_lightning.pipeline import run as pipeline
 
 check, evaluate = pipeline.check, pipeline.evaluate
 INTERRUPTED = 130  # exit status of a rank that was told to stop and has written its checkpoint

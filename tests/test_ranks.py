@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdpo_lightning import ranks
-from cdpo_lightning.data.packing import pack
 from cdpo_lightning.errors import ConfigError, NumericsError
 from cdpo_lightning.maths.score_losses import cost_model_loss
+from cdpo_lightning.text.packing import pack
 
 
 def as_rank(patch: pytest.MonkeyPatch, number: int, count: int) -> None:
@@ -46,7 +46,7 @@ def test_the_average_of_the_weighted_means_is_the_mean_of_the_batch(sizes: list[
 def test_the_loss_of_a_cost_batch_is_the_average_over_the_ranks(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Pairs and signs are averaged over different numbers; four examples, of which one has no pair and one no sign."""
     from cdpo_lightning.data.corpus import ScoreExample
-    from cdpo_lightning.stages.scorers import _collate_scores
+    from cdpo_lightning.pipeline.scorers import _collate_scores
 
     examples = [
         ScoreExample("p", ("a", "b"), 0, (1, -1)),

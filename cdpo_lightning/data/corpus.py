@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from cdpo_lightning.config import ClosedFormConfig, EvaluationConfig, FilesConfig
-from cdpo_lightning.data import audit, closed_form, sources
-from cdpo_lightning.data.answers import pair_answers
-from cdpo_lightning.data.closed_form import World
+from cdpo_lightning.data.audit import audit
+from cdpo_lightning.data.audit.answer_pairs import pair_answers
 from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, MultipleChoice, PreferencePair
-from cdpo_lightning.data.rows import is_unpinned
+from cdpo_lightning.data.sources import sources
+from cdpo_lightning.data.sources.rows import is_unpinned
+from cdpo_lightning.data.world import closed_form
+from cdpo_lightning.data.world.closed_form import World
 from cdpo_lightning.streams import Stream, stream_seed
 
 T = TypeVar("T")

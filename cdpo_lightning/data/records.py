@@ -73,7 +73,7 @@ class MultipleChoice:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """How many rows came, were kept, and had which fault; `cdpo_lightning.data.audit` defines every count.
+    """How many rows came, were kept, and had which fault; `cdpo_lightning.data.audit.audit` defines every count.
 
     A row with two faults is counted under both, so the faults need not add up to `dropped`.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.report import build, find_runs
 from cdpo_lightning.report.load import load_summary
-from cdpo_lightning.report.sweep import build_sweep
+from cdpo_lightning.report.sweep.build import build_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
 from cdpo_lightning.config import RunConfig, parse
-from cdpo_lightning.config.door import note_failures
+from cdpo_lightning.config.cli_errors import note_failures
 from cdpo_lightning.errors import ConfigError
 
 if TYPE_CHECKING:

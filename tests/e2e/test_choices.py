@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.evaluation import Metrics
-from cdpo_lightning.pipeline import run
+from cdpo_lightning.evaluation.metrics import Metrics
+from cdpo_lightning.pipeline.run import run
 
 Configure = Callable[..., RunConfig]
 ORACLE = "dataset.scores=oracle"

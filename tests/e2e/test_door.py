@@ -13,7 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from cdpo_lightning.config import door
+from cdpo_lightning.config import cli_errors as door
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = [
@@ -170,7 +170,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(knock: Knock, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cdpo_lightning.pipeline.judge_all", interrupted)
+    monkeypatch.setattr("cdpo_lightning.pipeline.run.judge_all", interrupted)
     status, _, errors = knock(*TINY, "run_dir=here", "artifacts_dir=store")
     assert status == 130
     assert errors == "interrupted: the same command with resume=true goes on from the last checkpoint\n"

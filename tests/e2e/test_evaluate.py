@@ -8,7 +8,7 @@ import pytest
 
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError
-from cdpo_lightning.pipeline import evaluate, run
+from cdpo_lightning.pipeline.run import evaluate, run
 from cdpo_lightning.sweep.objective import objective
 
 Configure = Callable[..., RunConfig]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError
-from cdpo_lightning.models.causal_lm import build, word_tokenizer
-from cdpo_lightning.pipeline import check, evaluate, run
+from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+from cdpo_lightning.pipeline.run import check, evaluate, run
 
 PLANTS = ["basil", "beans", "carrots", "chard", "dill", "garlic", "kale", "leek", "mint", "onion", "peas", "sage"]
 QUESTIONS = ["how do I grow {}", "when do I plant {}"]

@@ -8,9 +8,9 @@ import pytest
 
 from cdpo_lightning.config import METHODS, RunConfig
 from cdpo_lightning.errors import ConfigError, DataError
-from cdpo_lightning.evaluation import Metrics
-from cdpo_lightning.pipeline import run
-from cdpo_lightning.report.wording import NAMES
+from cdpo_lightning.evaluation.metrics import Metrics
+from cdpo_lightning.pipeline.run import run
+from cdpo_lightning.report.formatting import NAMES
 
 Configure = Callable[..., RunConfig]
 SMALL = ["dataset.scores=oracle", "policy.epochs=2", "primal_dual.reward_epochs=1", "primal_dual.epochs=2", "primal_dual.online=4",
@@ -116,7 +116,7 @@ def test_exact_lambda_of_an_unreachable_limit_is_refused(configure: Configure) -
 def test_pairs_without_a_usable_label_are_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from cdpo_lightning.stages import labels
+    from cdpo_lightning.pipeline.methods import labels
 
     monkeypatch.setattr(labels, "unsafe_flags", lambda pairs, table: torch.ones(len(pairs), 2, dtype=torch.bool))
     with pytest.raises(DataError, match=r"safe_dpo: none of \d+ pairs has a label"):

@@ -11,9 +11,9 @@ from huggingface_hub import constants
 
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError, ConfigError, ModelError
-from cdpo_lightning.models import vllm_generation
-from cdpo_lightning.pipeline import check
-from cdpo_lightning.stages import preflight
+from cdpo_lightning.models.sampling import vllm_generation
+from cdpo_lightning.pipeline.preflight import checks as preflight
+from cdpo_lightning.pipeline.run import check
 
 Configure = Callable[..., RunConfig]
 Say = pytest.CaptureFixture[str]

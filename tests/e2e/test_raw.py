@@ -9,8 +9,8 @@ import pytest
 
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import DataError
-from cdpo_lightning.models.causal_lm import build, word_tokenizer
-from cdpo_lightning.pipeline import run
+from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+from cdpo_lightning.pipeline.run import run
 
 SHORT = [
     "dataset=pku_saferlhf", "dataset.cost_labels=''", "dataset.demonstrations=''", "dataset.evaluation_prompts=''",

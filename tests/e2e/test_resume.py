@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from lightning import Trainer
 
-from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.data.batching import LengthBuckets
 from cdpo_lightning.errors import ConfigError, StorageError
-from cdpo_lightning.pipeline import run
+from cdpo_lightning.pipeline.run import run
+from cdpo_lightning.training.callbacks.history import HistoryCallback
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARYING = ("run/command", "run/git_commit", "speed/")
@@ -117,7 +117,7 @@ def test_a_run_interrupted_while_judged_and_one_resumed_when_all_was_done(
 ) -> None:
     config = configured(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("cdpo_lightning.pipeline.judge_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("cdpo_lightning.pipeline.run.judge_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     for _ in range(2):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cdpo_lightning.config import RunConfig, parse
-from cdpo_lightning.data.closed_form import make_world
-from cdpo_lightning.pipeline import run
+from cdpo_lightning.data.world.closed_form import make_world
+from cdpo_lightning.pipeline.run import run
 from cdpo_lightning.sweep.objective import objective
 
 Configure = Callable[..., RunConfig]

@@ -12,8 +12,8 @@ import torch
 from lightning import Trainer
 
 from cdpo_lightning import launch
-from cdpo_lightning.callbacks.history import HistoryCallback
 from cdpo_lightning.config import RunConfig
+from cdpo_lightning.training.callbacks.history import HistoryCallback
 
 SHORT = [
     "dataset.prompts=8", "dataset.responses=16", "dataset.pairs_per_prompt=8", "dataset.demonstrations_per_prompt=16",

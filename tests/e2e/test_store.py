@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cdpo_lightning.artifacts import StoreWarning
-from cdpo_lightning.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import ConfigError, StorageError
-from cdpo_lightning.evaluation import Metrics
-from cdpo_lightning.pipeline import run
+from cdpo_lightning.evaluation.metrics import Metrics
+from cdpo_lightning.pipeline.run import run
+from cdpo_lightning.store.artifacts import StoreWarning
+from cdpo_lightning.training.callbacks.checkpoint import Checkpoints
 
 Configure = Callable[..., RunConfig]
 VARYING = ("run/", "speed/", "store/")

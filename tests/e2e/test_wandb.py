@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cdpo_lightning.callbacks.wandb_run import _name, before_and_after
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.pipeline import run
+from cdpo_lightning.pipeline.run import run
+from cdpo_lightning.training.callbacks.wandb_run import _name, before_and_after
 
 Configure = Callable[..., RunConfig]
 
@@ -156,7 +156,7 @@ def test_tables_figures_summary_and_the_export_are_there(job: RunConfig, read: O
 def test_a_job_that_goes_on_goes_on_in_its_run(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(*WATCHED, "policy.epochs=1")
     with monkeypatch.context() as patched:
-        patched.setattr("cdpo_lightning.pipeline.judge_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("cdpo_lightning.pipeline.run.judge_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     run(configure(*WATCHED, "policy.epochs=1", f"run_dir={config.run_dir}", "resume=true"))

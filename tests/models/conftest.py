@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from cdpo_lightning.scoring import logp_of
+from cdpo_lightning.evaluation.evaluator import logp_of
 
 VOCABULARY = 11
 

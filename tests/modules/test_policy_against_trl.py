@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from cdpo_lightning.config import PolicyConfig
-from cdpo_lightning.data.packing import pack
-from cdpo_lightning.data.pair_data import PolicyBatch
-from cdpo_lightning.models.causal_lm import build, word_tokenizer
-from cdpo_lightning.modules.policy import PolicyModule
-from cdpo_lightning.scoring import logp_of
+from cdpo_lightning.evaluation.evaluator import logp_of
+from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+from cdpo_lightning.text.packing import pack
+from cdpo_lightning.training.data_modules.pair_data import PolicyBatch
+from cdpo_lightning.training.modules.policy import PolicyModule
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cdpo_lightning.report.sweep import build_sweep
+from cdpo_lightning.report.sweep.build import build_sweep
 from tests.report.synthetic import write_sweep
 
 CHROMIUM = Path("/usr/bin/chromium")

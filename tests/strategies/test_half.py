@@ -6,12 +6,12 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from cdpo_lightning.config import PolicyConfig, TrainerConfig
-from cdpo_lightning.data.packing import pack
-from cdpo_lightning.data.pair_data import PolicyBatch
-from cdpo_lightning.models.causal_lm import build
-from cdpo_lightning.modules.policy import PolicyModule
-from cdpo_lightning.scoring import logp_of
-from cdpo_lightning.strategies import hardware
+from cdpo_lightning.evaluation.evaluator import logp_of
+from cdpo_lightning.models.lm.causal_lm import build
+from cdpo_lightning.text.packing import pack
+from cdpo_lightning.training.data_modules.pair_data import PolicyBatch
+from cdpo_lightning.training.modules.policy import PolicyModule
+from cdpo_lightning.training.strategies import hardware
 
 ROWS = [((3, 4), [(5, 6, 1), (7, 1)])]
 

@@ -16,7 +16,7 @@ RUN = """
 import sys
 from pathlib import Path
 import yaml
-from cdpo_lightning.callbacks.wandb_run import watched
+from cdpo_lightning.training.callbacks.wandb_run import watched
 from cdpo_lightning.config import parse
 config = parse(yaml.safe_load(Path(sys.argv[1]).read_text()))
 with watched(config, Path(sys.argv[2]), {"run/git_commit": "abc", "data/hash": "def"}) as run:

@@ -1,0 +1,1 @@
+"""What is wrong with labelled records: counted, and mended by a named policy."""

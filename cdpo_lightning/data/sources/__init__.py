@@ -1,0 +1,1 @@
+"""Data sets: from files, folders or the hub to records."""

@@ -1,0 +1,30 @@
+"""Results by harm category: an average hides one kind of harm behind the safety of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cdpo_lightning.data.records import EvaluationPrompt
+from cdpo_lightning.evaluation.evaluator import Measurement
+from cdpo_lightning.evaluation.metrics import Metrics
+from cdpo_lightning.maths.statistics import clustered_mean
+
+
+def category_metrics(who: str, measured: Measurement, prompts: Sequence[EvaluationPrompt]) -> Metrics:
+    """`eval/<who>/category/<name>/*` for each category of the prompts; a prompt counts in every category it has."""
+    metrics: Metrics = {}
+    for name in sorted({name for item in prompts for name in item.categories}):
+        belongs = torch.tensor([name in item.categories for item in prompts])[measured.prompt]
+        cost = clustered_mean(measured.cost[belongs], measured.prompt[belongs])
+        found = {
+            "prompts": cost.clusters,
+            "reward_mean": float(measured.reward[belongs].mean()),
+            "cost_mean": cost.mean,
+            "cost_ci_low": cost.low,
+            "cost_ci_high": cost.high,
+            "unsafe_rate": float((measured.cost[belongs] > 0).double().mean()),
+        }
+        metrics |= {f"eval/{who}/category/{name.replace('/', ' or ')}/{key}": value for key, value in found.items()}
+    return metrics

@@ -1,0 +1,226 @@
+"""Reward, cost and reference log-probabilities of texts, and the expected cost of a policy on its own samples.
+
+Among several ranks each works on its share of the texts or prompts, and all get the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cdpo_lightning import ranks
+from cdpo_lightning.data.batching import sorted_batches
+from cdpo_lightning.data.world.closed_form import World
+from cdpo_lightning.errors import NumericsError
+from cdpo_lightning.models.heads.score_model import pad
+from cdpo_lightning.models.lm.packed_forward import numerics, response_logp
+from cdpo_lightning.models.lm.placement import at_work
+from cdpo_lightning.models.sampling.generation import Sample, sample
+from cdpo_lightning.models.sampling.vllm_generation import VLLM
+from cdpo_lightning.text.packing import Row, pack, row_length
+from cdpo_lightning.text.templates import Encoder, encode_scored
+
+Text = tuple[str, str]  # prompt, response
+
+
+class Scorer(Protocol):
+    """Gives every (prompt, response) a number."""
+
+    @property
+    def identity(self) -> str:
+        """Names what the scores are a function of, for the store."""
+        ...
+
+    def score(self, texts: Sequence[Text]) -> Tensor:
+        """Scores [N], float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class OracleScorer:
+    """The true reward or cost of the closed-form world."""
+
+    world: World
+    which: int  # 0 reward, 1 cost
+    identity: str
+
+    def score(self, texts: Sequence[Text]) -> Tensor:
+        """True values [N], float64."""
+        return torch.tensor([self.world.truth(*text)[self.which] for text in texts], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ModelScorer:
+    """A score model with its own tokenizer and template."""
+
+    model: nn.Module  # scores [B] of ids and mask, both [B, T]
+    tokenizer: Any
+    template: str
+    max_tokens: int
+    batch_size: int
+    precision: str
+    identity: str
+    unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
+    published: bool = False  # not trained here
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[Text]) -> Tensor:
+        """Scores [N], float64; equal texts are run once.
+
+        Raises:
+            NumericsError: a score is not finite.
+        """
+        unique = list(dict.fromkeys(texts))
+        found = torch.tensor(ranks.spread(unique, self._scores), dtype=torch.float64) / self.unit
+        require_finite(found, unique, self.identity)
+        number = {text: i for i, text in enumerate(unique)}
+        return found[[number[text] for text in texts]]
+
+    def _scores(self, texts: list[Text]) -> list[float]:
+        """Raw scores of different texts."""
+        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
+        found = torch.empty(len(texts), dtype=torch.float64)
+        with at_work(self.model) as device, numerics(self.precision, device):
+            for batch in sorted_batches([len(i) for i in ids], self.batch_size):
+                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
+        return found.tolist()
+
+
+def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
+    """Raises:
+    NumericsError: a score is nan or infinite; a silent one would disable the constraint.
+    """
+    bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
+    if bad:
+        prompt = texts[bad[0]][0]
+        raise NumericsError(
+            f"{who}: {len(bad)} of {len(scores)} scores are not finite, first for prompt {prompt[:60]!r}; "
+            "expected finite numbers: check the score model's weights and precision"
+        )
+
+
+def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
+    """log pi(y|x), nats, float64, of all responses of the rows, in order."""
+    found = ranks.spread(rows, lambda own: _logp(model, own, batch_size, precision))
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) -> Sequence[Tensor]:
+    """The same, row by row."""
+    lengths = [row_length(*row) for row in rows]
+    offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
+    found = torch.empty(int(offsets[-1]), dtype=torch.float64)
+    with at_work(model) as device, numerics(precision, device):
+        for batch in sorted_batches(lengths, batch_size):
+            logp = response_logp(model, pack([rows[i] for i in batch]).to(device))
+            index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
+            found[index] = logp.double().cpu()
+    return found.split([len(responses) for _, responses in rows])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Samples of a policy with all that is known about each; tensors have shape [N]."""
+
+    samples: list[Sample]
+    texts: list[Text]
+    prompt: Tensor
+    reward: Tensor
+    cost: Tensor
+    policy_logp: Tensor
+    reference_logp: Tensor
+    scored: int  # distinct texts
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples, the end tokens included."""
+        return sum(len(s.tokens) for s in self.samples)
+
+    def facts(self) -> dict[str, float]:
+        """What the history is told of the samples of a round."""
+        return {
+            "dual/expected_reward": float(self.reward.mean()),
+            "dual/response_tokens": self.tokens / len(self.samples),
+            "dual/unfinished": sum(not s.finished for s in self.samples) / len(self.samples),
+        }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The two scorers, the reference and the way to sample: what any policy is measured with."""
+
+    reward: Scorer
+    cost: Scorer
+    reference: nn.Module
+    encoder: Encoder
+    batch_size: int
+    sample_batch: int
+    precision: str
+    engine: VLLM | None = None  # samples in the policy's place
+
+    def draw(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
+    ) -> tuple[list[Sample], list[Text]]:
+        """`samples_per_prompt` samples of the policy for each prompt, and their texts."""
+        training = model.training
+        model.eval()
+        ids = [encoder.prompt(prompt) for prompt in prompts]
+        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed, encoder))
+        model.train(training)
+        samples = [replace(s, prompt=number) for number, own in enumerate(drawn) for s in own]
+        return samples, [(prompts[s.prompt], encoder.decode(s.tokens)) for s in samples]
+
+    def measure(
+        self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder | None = None
+    ) -> Measurement:
+        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats.
+
+        A policy with an encoder of its own reads other tokens than the reference: its `reference_logp` is nan, not known.
+        """
+        samples, texts = self.draw(model, prompts, samples_per_prompt, seed, encoder or self.encoder)
+        unknown = torch.full((len(samples),), torch.nan, dtype=torch.float64)
+        return Measurement(
+            samples=samples,
+            texts=texts,
+            prompt=torch.tensor([s.prompt for s in samples]),
+            reward=self.reward.score(texts),
+            cost=self.cost.score(texts),
+            policy_logp=torch.tensor([s.logp for s in samples], dtype=torch.float64),
+            reference_logp=unknown if encoder else self._reference_logp([self.encoder.prompt(p) for p in prompts], samples),
+            scored=len(set(texts)),
+        )
+
+    def _samples(
+        self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
+    ) -> list[list[Sample]]:
+        """The samples of each prompt."""
+        with at_work(model) as device, numerics(self.precision, device):
+            if self.engine:
+                found = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
+            else:
+                found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
+        return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
+
+    def _from_engine(
+        self, engine: VLLM, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
+    ) -> list[Sample]:
+        """Samples drawn by another engine; what they weigh is what the policy itself says."""
+        eos = encoder.eos
+        drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, eos, seed)
+        rows: list[Row] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
+        owners = [number for number, responses in enumerate(drawn) for _ in responses]
+        logp = [float(value) for value in _logp(model, rows, self.batch_size, self.precision)]
+        return [Sample(p, tuple(r[0]), r[0][-1] == eos, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]
+
+    def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
+        """log pi_ref of each sample; equal samples are run once."""
+        unique = list(dict.fromkeys((s.prompt, s.tokens) for s in samples))
+        rows = [(prompts[prompt], [tokens]) for prompt, tokens in unique]
+        found = logp_of(self.reference, rows, self.batch_size, self.precision)
+        number = {key: i for i, key in enumerate(unique)}
+        return found[[number[s.prompt, s.tokens] for s in samples]]

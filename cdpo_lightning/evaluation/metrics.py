@@ -1,0 +1,96 @@
+"""Every policy judged alike: the same seeded prompts and decoding, intervals clustered by prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdpo_lightning.data.corpus import ScoreExample
+from cdpo_lightning.evaluation.evaluator import Measurement, Scorer
+from cdpo_lightning.maths.statistics import (
+    auroc,
+    clustered_mean,
+    conditional_value_at_risk,
+    pair_accuracy,
+    sign_accuracy,
+)
+from cdpo_lightning.store.files import whole_file
+
+Metrics = dict[str, Any]  # numbers, booleans and strings
+
+
+def verdict(low: float, high: float, c_limit: float) -> str:
+    """`yes` if the whole interval of E[c] meets the limit, `no` if none of it does, else `undecided`."""
+    return "yes" if high <= c_limit else "no" if low > c_limit else "undecided"
+
+
+def policy_metrics(who: str, measured: Measurement, c_limit: float) -> Metrics:
+    """`eval/<who>/*`."""
+    reward, cost = (clustered_mean(value, measured.prompt) for value in (measured.reward, measured.cost))
+    samples = measured.samples
+    found: Metrics = {
+        "reward_mean": reward.mean,
+        "reward_std": float(measured.reward.std()),
+        "reward_ci_low": reward.low,
+        "reward_ci_high": reward.high,
+        "cost_mean": cost.mean,
+        "cost_std": float(measured.cost.std()),
+        "cost_ci_low": cost.low,
+        "cost_ci_high": cost.high,
+        "unsafe_rate": float((measured.cost > 0).double().mean()),
+        "cost_cvar_90": conditional_value_at_risk(measured.cost, 0.9),
+        "feasible": verdict(cost.low, cost.high, c_limit),
+        "response_tokens_mean": sum(len(s.tokens) for s in samples) / len(samples),
+        "unfinished_rate": sum(not s.finished for s in samples) / len(samples),
+        "samples": len(samples),
+        "prompts": cost.clusters,
+    }
+    if not bool(measured.reference_logp.isnan().any()):
+        found["kl_to_reference"] = float((measured.policy_logp - measured.reference_logp).mean())
+    return {f"eval/{who}/{name}": value for name, value in found.items()}
+
+
+def sample_rows(who: str, measured: Measurement) -> list[dict[str, object]]:
+    """Rows of samples.jsonl."""
+    rewards, costs = measured.reward.tolist(), measured.cost.tolist()
+    return [
+        {"prompt": prompt, "response": response, "who": who, "reward": reward, "cost": cost}
+        for (prompt, response), reward, cost in zip(measured.texts, rewards, costs, strict=True)
+    ]
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """`rows`, one JSON object a line, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def scorer_metrics(kind: str, scorer: Scorer, examples: Sequence[ScoreExample]) -> Metrics:
+    """`reward/*` or `cost/*` on held-out examples; what the examples cannot tell is left out."""
+    labelled = [
+        (e, text) for e in examples for text, sign in zip(e.responses, e.signs, strict=True) if sign or e.preferred is not None
+    ]
+    texts = list(dict.fromkeys((e.prompt, text) for e, text in labelled))
+    score = dict(zip(texts, scorer.score(texts).tolist(), strict=True))
+    found = _pair_metrics(score, examples)
+    signed = {(e.prompt, text): sign for e in examples for text, sign in zip(e.responses, e.signs, strict=True) if sign}
+    if signed:
+        cost, sign_of = torch.tensor([score[text] for text in signed]), torch.tensor(list(signed.values()))
+        found["sign_accuracy"] = sign_accuracy(cost, sign_of)
+        if len(sign_of.unique()) == 2:
+            found["auroc"] = auroc(cost, sign_of)
+    return {f"{kind}/{name}": value for name, value in found.items()} | {f"{kind}/held_out": len(examples)}
+
+
+def _pair_metrics(score: dict[tuple[str, str], float], examples: Sequence[ScoreExample]) -> dict[str, float]:
+    """How often the scores agree with the preferences, and how often "the longer answer wins" does."""
+    pairs = [(e.prompt, e.responses[e.preferred], e.responses[1 - e.preferred]) for e in examples if e.preferred is not None]
+    if not pairs:
+        return {}
+    chosen, other = (torch.tensor([score[pair[0], pair[i]] for pair in pairs]) for i in (1, 2))
+    longer = sum(len(preferred) > len(rejected) for _, preferred, rejected in pairs)
+    return {"pair_accuracy": pair_accuracy(chosen, other), "longer_wins_accuracy": longer / len(pairs)}

@@ -1,0 +1,1 @@
+"""Low-rank adapters, and weights in 4 bits beneath them."""

@@ -1,0 +1,1 @@
+"""Fast paths: attention of packed rows, products, the projection on the vocabulary."""

@@ -1,0 +1,1 @@
+"""The language model: loading, its forward pass over packed rows, where it is kept."""

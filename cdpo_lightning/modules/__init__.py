@@ -1,1 +1,0 @@
-"""Lightning adapters: they only forward, log and return; the maths is in `cdpo_lightning.maths`."""

@@ -1,0 +1,1 @@
+"""Evaluation and export of the trained policies, and of policies from outside."""

@@ -1,0 +1,46 @@
+"""The exploration bonus of O-PD-DPO, as a reference that is raised where little was seen.
+
+The published bonus is a * ||phi(x,y)||_{Sigma^-1}, added to the objectives. phi is ours: the mean last hidden state of the frozen
+reference, of unit length. Ours is also how it enters: the optimum under r + a b is that under r against the reference
+pi_ref exp(a b / beta), so labels stay the oracles' own, sampled or not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cdpo_lightning.data.batching import sorted_batches
+from cdpo_lightning.data.pairs.objectives import Objective
+from cdpo_lightning.data.pairs.pair_table import PairTable
+from cdpo_lightning.maths.primal_dual import exploration_bonus
+from cdpo_lightning.models.lm.packed_forward import numerics, response_features
+from cdpo_lightning.models.lm.placement import at_work
+from cdpo_lightning.text.packing import pack, row_length
+
+_RIDGE = 1.0  # features have unit length
+_Key = tuple[int, tuple[int, ...]]
+
+
+class Exploration:
+    """Nats by which the table's reference is raised: `weight` b / temperature. A response's features are computed once."""
+
+    def __init__(self, reference: nn.Module, objective: Objective, weight: float, batch_size: int, precision: str) -> None:
+        self._reference, self._objective, self._weight = reference, objective, weight
+        self._batch_size, self._precision = batch_size, precision
+        self._features: dict[_Key, Tensor] = {}
+
+    def __call__(self, table: PairTable, lam: float) -> Tensor:
+        """One number a response of the table, [N]."""
+        keys = list(zip(table.prompt_N.tolist(), table.responses, strict=True))
+        self._learn(table, [key for key in dict.fromkeys(keys) if key not in self._features])
+        features = torch.stack([self._features[key] for key in keys])
+        return self._weight * exploration_bonus(features, features, _RIDGE) / self._objective.temperature(lam)
+
+    @torch.no_grad()
+    def _learn(self, table: PairTable, keys: list[_Key]) -> None:
+        rows = [(table.prompts[prompt], [response]) for prompt, response in keys]
+        with at_work(self._reference) as device, numerics(self._precision, device):
+            for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):
+                found = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
+                self._features.update(zip([keys[i] for i in batch], found, strict=True))

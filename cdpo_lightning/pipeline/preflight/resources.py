@@ -1,0 +1,165 @@
+"""What a run will take: memory of every rank, disk, stages and their steps, and what the store already has. All of it estimated."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cdpo_lightning.config import Plan, RunConfig
+from cdpo_lightning.console import Screen
+from cdpo_lightning.data.corpus import Corpus
+from cdpo_lightning.errors import ConfigError
+from cdpo_lightning.models.lm import memory
+from cdpo_lightning.models.lm.packed_forward import compute_type
+from cdpo_lightning.pipeline.setup import Base, Bench, load_base, made_of
+from cdpo_lightning.store.artifacts import Ledger, Store
+from cdpo_lightning.store.history import History
+
+_GB = 1e9
+
+
+def _tokens(config: RunConfig) -> int:
+    """Tokens of one batch of the policy on one rank, every text at its longest."""
+    model, policy, trainer = config.model, config.policy, config.trainer
+    rows = math.ceil(policy.batch_size / policy.pairs_per_row / trainer.processes)
+    return rows * (model.max_prompt_tokens + 2 * policy.pairs_per_row * model.max_response_tokens)
+
+
+def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None:
+    """Memory of a rank under every stage of ZeRO; the trainer's own is marked."""
+    trainer = config.trainer
+    tokens = _tokens(config)
+    active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
+    beside = 0 if trainer.park_frozen else sum(_frozen(config)) * shape.parameters
+    screen.say(
+        f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
+        f"GB on each of {trainer.processes} ranks, estimated, {tokens:,} tokens a batch at full length"
+    )
+    screen.say(
+        f"           {'':<8}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'scorers, ref.':>15}{'sum':>8}"
+    )
+    for stage, name in enumerate(("ddp" if trainer.processes > 1 else "one", "zero1", "zero2", "zero3")):
+        parts = [*memory.per_rank(shape, trainer, stage).values(), active, beside]
+        weights, gradients, optimizer, *_ = (part / _GB for part in parts)
+        chosen = "  <- trainer" if stage == trainer.zero else ""
+        screen.say(
+            f"           {name:<8}{weights:>9.2f}{gradients:>11.2f}{optimizer:>11.2f}{active / _GB:>13.2f}{beside / _GB:>15.2f}"
+            f"{sum(parts) / _GB:>8.1f}{chosen}"
+        )
+    if trainer.zero == 3:
+        whole, a_layer = trainer.gather == "whole", (shape.parameters - shape.ends) / shape.layers
+        more = 4 * (shape.parameters if whole else shape.ends + a_layer) / _GB
+        how = "the parameters are gathered once for all of it" if whole else "embedding, head and a layer at a time"
+        screen.say(f"           and {more:.2f} more while a dual round samples: {how}")
+    if trainer.park_frozen:
+        held, largest = (each(_frozen(config)) * shape.parameters / _GB for each in (sum, max))
+        screen.say(
+            f"           reference and score models wait in the host's memory ({held:.2f}); one at a time ({largest:.2f}) works"
+        )
+
+
+def _frozen(config: RunConfig) -> list[int]:
+    """Bytes a parameter of reference, reward and cost model, each taken to be of the policy's size and whole on every rank."""
+    published = compute_type(config.trainer.precision).itemsize
+    shared = config.model.lora_rank and config.trainer.zero != 3  # the reference is the policy without adapters
+    return [0 if shared else 4, *(published if scorer.path else 4 for scorer in (config.reward, config.cost))]
+
+
+def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -> None:
+    """Raises:
+    ConfigError: the disk of `run_dir` has no room for the checkpoints.
+    """
+    one = 12 * shape.trainable  # trained weights and the optimizer's moments
+    policies = len(config.trained)
+    best = 4 * (shape.trainable if config.model.lora_rank else shape.parameters)  # best_feasible
+    kept = one * (1 + config.trainer.keep_checkpoints) + best  # one more while it is written
+    need = policies * (kept + 4 * shape.parameters)
+    need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # what it reads
+    place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(place).free
+    said = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"
+    if need > free and config.mode == "run":
+        raise ConfigError(f"run_dir={config.run_dir}: {said.split('  ')[-1].strip()}; choose another disk")
+    screen.say(said + ("; TOO LITTLE for a run here" if need > free else ""))
+
+
+def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path, screen: Screen) -> None:
+    """Stages, steps, what the store has."""
+    screen.say(f"run_dir    {folder}")
+    held = _held(config, corpus, tokenizer, folder)
+    for stage in config.stages:
+        screen.say(f"stage      {stage:<10}{_steps(config, corpus, stage)}{held.get(stage, '')}")
+    for each in map(config.plan, config.trained if "policy" in config.stages else []):
+        screen.say(f"method     {each.who} ({each.recipe.trainer}, constraint {each.constraint.kind})")
+
+
+def _steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
+    if stage in ("sft", "reward", "cost"):
+        return _supervised_steps(config, corpus, stage)
+    if stage == "policy":
+        return _policy_steps(config, corpus)
+    if stage != "evaluate":
+        return ""
+    who = {"reference", *config.trained}
+    count = config.evaluation.prompts or (len(corpus.prompts) if corpus else "all")
+    return f"{len(who)} policies on {count} prompts x {config.evaluation.samples_per_prompt} samples"
+
+
+def _supervised_steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
+    fit = getattr(config, stage)
+    if stage != "sft" and fit.path:
+        return f"published: {fit.path}"
+    if corpus is None:
+        return f"{fit.epochs} epochs, batches of {fit.batch_size}"
+    if stage != "sft" and not _is_learned(corpus):
+        return "the world's truth"
+    rows = len((corpus.demonstrations if stage == "sft" else getattr(corpus, stage)).train)
+    return f"{fit.epochs} epochs of {rows:,} examples, at most {fit.epochs * math.ceil(rows / fit.batch_size):,} steps"
+
+
+def _is_learned(corpus: Corpus) -> bool:
+    return corpus.world is None or corpus.world.config.scores == "learned"
+
+
+def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
+    plans = [config.plan(who) for who in config.trained]
+    own = plans[-1]
+    policy, c = own.policy, own.constraint
+    said = ", ".join(f"{plan.who} {_length(plan)}" for plan in plans if plan.recipe.trainer != "none")
+    if corpus is None or own.recipe.trainer != "preference":
+        return said
+    prompts = len({pair.prompt for pair in corpus.pairs})
+    sampled = min(c.prompts or prompts, prompts)
+    pairs = len(corpus.pairs) + policy.refresh * sampled * policy.refresh_window  # once the window is full
+    steps = policy.epochs * math.ceil(pairs / policy.batch_size)
+    tokens = steps * config.trainer.processes * _tokens(config)
+    return (
+        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens for {own.who}; "
+        f"{sampled:,} x {c.samples_per_prompt} samples a round"
+    )
+
+
+def _length(plan: Plan) -> str:
+    """How long a method is trained."""
+    if plan.recipe.trainer == "ppo":
+        return f"{plan.ppo.rounds} rounds"
+    if plan.recipe.trainer == "primal_dual":
+        return f"{plan.primal_dual.reward_epochs} and {plan.primal_dual.epochs} epochs"
+    return f"{plan.policy.epochs} epochs, {plan.policy.epochs // plan.constraint.every_k_epochs} dual rounds"
+
+
+def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path) -> dict[str, str]:
+    """What the store says of each trained stage, where the model is small enough to be looked at."""
+    if corpus is None or tokenizer is None or config.model.path:
+        return {}
+    store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
+    bench = Bench(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
+    base: Base = load_base(bench)
+    found = {}
+    for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
+        if stage == "sft" or (_is_learned(corpus) and not getattr(config, stage).path):
+            there = store.holds(stage, made_of(bench, base, getattr(config, stage), data))
+            found[stage] = "; the store has it" if there else "; not in the store"
+    return found

@@ -1,1 +1,0 @@
-"""The stages of a run, in order: bench, sft, scorers, constants, policy, judging. The store may spare the first four."""

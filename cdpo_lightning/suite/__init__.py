@@ -1,1 +1,0 @@
-"""What else a policy is judged by: against another policy, by category, over-refusal, TruthfulQA."""

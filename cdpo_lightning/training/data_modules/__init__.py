@@ -1,0 +1,1 @@
+"""Lightning data modules: pairs for preference optimization, rollouts for PPO, examples for supervised stages."""

@@ -1,0 +1,169 @@
+"""The data module of the policy stage: the owner of lambda, the scores, the draws and the pairs seen on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from cdpo_lightning import ranks
+from cdpo_lightning.config import PolicyConfig
+from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference, Objective
+from cdpo_lightning.data.pairs.pair_rows import GroupRow, group_rows, prompt_groups
+from cdpo_lightning.data.pairs.pair_table import PairTable, concatenate
+from cdpo_lightning.maths.preference import anchor_weights
+from cdpo_lightning.text.packing import PackedRows, pack, row_length
+
+Optimism = Callable[[PairTable, float], Tensor]  # nats [N] by which the reference is raised where little was seen
+_ANCHOR_PROMPTS = 4  # prompts of a batch whose reference responses ride along with it
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Pairs [B] of responses [R] as rows; the reference's log-probabilities [R], labels [B]; the anchor's rows, if on."""
+
+    rows: PackedRows
+    reference_logp: Tensor
+    pair: Tensor  # [B, 2] into the responses
+    target: Tensor
+    anchor_rows: PackedRows | None = None
+    anchor_weight: Tensor | None = None
+    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
+    anchor_share: float = 1.0  # as `weight`, of the mean over the anchor's prompts
+    temperature: float | None = None  # of the loss, per nat; None: beta of the configuration
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are read with a gradient."""
+        return self.rows.tokens + (self.anchor_rows.tokens if self.anchor_rows is not None else 0)
+
+    def to(self, device: torch.device | str, **_: Any) -> PolicyBatch:
+        """The same batch on `device`."""
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor | PackedRows) else v for k, v in vars(self).items()}
+        return PolicyBatch(**moved)
+
+
+@dataclass(frozen=True)
+class DualState:
+    """Everything the dual loop remembers from one round to the next."""
+
+    lam: float
+    integral: float = 0.0
+    round: int = 0
+    sampled: int = 0
+    sampled_tokens: int = 0
+    scored: int = 0
+    lowest_cost: float = float("inf")  # mean over prompts of the smallest cost seen
+    expected_cost: float = float("nan")
+    expected_cost_se: float = float("nan")
+    alarm: str = "none"
+    best_round: int = 0  # 0: no feasible round yet
+    best_value: float = float("-inf")
+
+
+class PairDataModule(L.LightningDataModule):
+    """Derives the labels from lambda whenever an epoch's loader is made, so none can be stale."""
+
+    def __init__(
+        self,
+        table: PairTable,
+        policy: PolicyConfig,
+        lam: float,
+        seed: int,
+        anchor: PairTable | None = None,
+        objective: Objective | None = None,
+        optimism: Optimism | None = None,
+    ) -> None:
+        super().__init__()
+        self.base, self.policy, self.seed, self.anchor = table, policy, seed, anchor
+        self.objective = objective or LagrangianPreference(policy.beta, policy.labels)
+        self.optimism = optimism
+        self.fresh: list[PairTable] = []
+        lowest = float(table.lowest_cost()[table.prompt_N.unique()].mean())
+        self.dual = DualState(lam=lam, integral=lam, lowest_cost=lowest)
+
+    @property
+    def table(self) -> PairTable:
+        """The pairs of the data set and of the last refreshed rounds."""
+        return concatenate([self.base, *self.fresh])
+
+    def refresh(self, table: PairTable) -> None:
+        """Adds on-policy pairs; the oldest round beyond the window leaves."""
+        self.fresh = [*self.fresh, table][-self.policy.refresh_window :]
+
+    def update(self, **changes: Any) -> None:
+        """The dual state with `changes`."""
+        self.dual = replace(self.dual, **changes)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The pairs with the labels of the present lambda, in the order of (seed, epoch)."""
+        table, epoch = self.table, self.trainer.current_epoch if self.trainer else 0
+        target = self.objective.target(table, self.dual.lam).float()
+        per_row = min(self.policy.pairs_per_row, self.policy.batch_size)
+        rows = group_rows(table, prompt_groups(table, per_row, self.seed, epoch))
+        batch = max(1, self.policy.batch_size * len(rows) // len(table))  # rows that hold `batch_size` pairs on average
+        order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
+        if self.optimism is not None and self.fresh:  # not before the first round: the policy begins at its reference
+            table = replace(table, reference_logp_N=table.reference_logp_N + self.optimism(table, self.dual.lam))
+        collate = _Collate(table, target, self.objective.temperature(self.dual.lam), self._anchor_weights())
+        return ResumableLoader(rows, order, collate)
+
+    def _anchor_weights(self) -> tuple[PairTable, Tensor] | None:
+        if self.anchor is None or self.policy.anchor == 0:
+            return None
+        utility = self.objective.utility(self.anchor.reward_N, self.anchor.cost_N, self.dual.lam)
+        weight = anchor_weights(utility, self.policy.beta, self.anchor.prompt_N, len(self.anchor.prompts))
+        return self.anchor, weight.float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lambda, the controller's memory and the refreshed pairs."""
+        return {"dual": dict(vars(self.dual)), "fresh": [table.state() for table in self.fresh]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.dual = DualState(**state_dict["dual"])
+        self.fresh = [PairTable.from_state(state, self.base.prompts) for state in state_dict["fresh"]]
+
+
+class _Collate:
+    """Makes this rank's part of a batch of a few rows."""
+
+    def __init__(self, table: PairTable, target: Tensor, temperature: float, anchor: tuple[PairTable, Tensor] | None) -> None:
+        self._table, self._target, self._temperature, self._anchor = table, target, temperature, anchor
+
+    def __call__(self, batch_rows: Sequence[GroupRow]) -> PolicyBatch:
+        rows, weight = ranks.part(batch_rows, lambda row: len(row.pairs))
+        offset, members, local = 0, [], []
+        for row in rows:
+            members += row.members
+            local.append(torch.tensor(row.local) + offset)
+            offset += len(row.responses)
+        batch = PolicyBatch(
+            rows=pack([(row.prompt, row.responses) for row in rows]),
+            reference_logp=self._table.reference_logp_N[members].float(),
+            pair=torch.cat(local),
+            target=self._target[[pair for row in rows for pair in row.pairs]],
+            weight=weight,
+            temperature=self._temperature,
+        )
+        if self._anchor is None:
+            return batch
+        anchor_rows, anchor_weight, share = self._anchor_rows(batch_rows)
+        return replace(batch, anchor_rows=anchor_rows, anchor_weight=anchor_weight, anchor_share=share)
+
+    def _anchor_rows(self, rows: Sequence[GroupRow]) -> tuple[PackedRows, Tensor, float]:
+        """All reference responses of a few of the batch's prompts, and their weights; which ones, the batch's pairs decide."""
+        assert self._anchor is not None
+        table, weight = self._anchor
+        prompts = sorted({row.number for row in rows})
+        chosen = random.Random(rows[0].pairs[0]).sample(prompts, min(_ANCHOR_PROMPTS, len(prompts)))
+        chosen, share = ranks.part(chosen, lambda prompt: 1)
+        members = [(table.prompt_N == p).nonzero()[:, 0].tolist() for p in chosen]
+        texts = [(table.prompts[p], [table.responses[i] for i in own]) for p, own in zip(chosen, members, strict=True)]
+        return pack(texts), weight[[i for own in members for i in own]], share

@@ -1,0 +1,1 @@
+"""Lightning modules: SFT, score models, the DPO policy, PPO."""

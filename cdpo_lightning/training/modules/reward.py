@@ -1,0 +1,16 @@
+"""The reward model [C-DPO, Eq. 3]."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cdpo_lightning.maths.score_losses import reward_model_loss
+from cdpo_lightning.training.modules.score import ScoreBatch, ScoreModule
+
+
+class RewardModule(ScoreModule):
+    """The more helpful response scores higher."""
+
+    def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
+        """Mean Bradley-Terry loss over the pairs, nats."""
+        return reward_model_loss(score, batch.pairs) * batch.pair_weight

@@ -1,0 +1,73 @@
+"""Layers compiled for the time of a training: they compute what they computed, and are as they were afterwards."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cdpo_lightning.errors import ModelError
+from cdpo_lightning.models.lm.causal_lm import build
+from cdpo_lightning.models.lm.layers import compiled, eagerly, layers_of
+from cdpo_lightning.models.lm.packed_forward import response_logp
+from cdpo_lightning.models.sampling.generation import sample
+from cdpo_lightning.text.packing import pack
+
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+ROWS = [pack([((3, 4, 5), [(6, 7, 1), (8, 1)])]), pack([((3, 4, 5, 6), [(6, 7, 1), (8, 8, 1)]), ((5, 6), [(6, 1), (9, 9, 1)])])]
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return build(SIZES, 20, 0, 1, 3).eval()
+
+
+def test_the_layers_are_those_of_the_outermost_lists(model: nn.Module) -> None:
+    assert list(layers_of(model)) == list(model.model.layers)  # type: ignore[union-attr,arg-type]
+    nested = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleList([nn.Linear(1, 1)])]), "head": nn.Linear(1, 1)})
+    assert list(layers_of(nested)) == list(nested["blocks"])  # type: ignore[call-overload]
+
+
+def test_without_a_compiler_it_says_what_is_missing(model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with (
+        pytest.raises(ModelError, match=r"model.compile=true: expected a C\+\+ compiler, found no g\+\+"),
+        compiled(model, True, CPU),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch._dynamo looks at much that warns
+def test_compiled_they_compute_the_same_and_sampling_goes_round_them(model: nn.Module) -> None:
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        sum(response_logp(model, rows).sum() for rows in ROWS).backward()  # type: ignore[union-attr]
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    def samples() -> list[tuple[int, ...]]:
+        return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, 1, 0, 4)]
+
+    expected, drawn = gradients(), samples()
+    with compiled(model, True, CPU):
+        graphs = torch._dynamo.utils.counters["stats"]
+        graphs.clear()
+        for found, right in zip(gradients(), expected, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+        assert 1 <= graphs["unique_graphs"] <= 2, "one graph for all layers and lengths, and perhaps one more"
+        assert samples() == drawn
+        assert graphs["unique_graphs"] <= 2, "none for sampling"
+        with eagerly(model):
+            assert all(layer._compiled_call_impl is None for layer in layers_of(model))
+        assert all(layer._compiled_call_impl is not None for layer in layers_of(model))
+    assert all(layer._compiled_call_impl is None for layer in layers_of(model))
+    with compiled(model, False, CPU):
+        assert all(layer._compiled_call_impl is None for layer in layers_of(model))

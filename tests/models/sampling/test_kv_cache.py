@@ -1,0 +1,31 @@
+"""Caches put together: keys and values of any widths, repeated, filled up on the left, and growing on."""
+
+import torch
+
+from cdpo_lightning.models.sampling.kv_cache import RoomyLayer
+
+
+def test_parts_of_other_lengths_become_one_and_grow() -> None:
+    """Keys may be wider than values, as in multi-head latent attention."""
+    draw = torch.Generator().manual_seed(0)
+    given = [(torch.randn(2, 3, 4, 5, generator=draw), torch.randn(2, 1, 4, 2, generator=draw)),
+             (torch.randn(1, 3, 6, 5, generator=draw), torch.randn(1, 1, 6, 2, generator=draw))]  # fmt: skip
+    parts = [RoomyLayer(), RoomyLayer()]
+    for part, (keys, values) in zip(parts, given, strict=True):
+        part.update(keys, values)
+    whole = RoomyLayer()
+    whole.take_over(parts, 2, 6)
+    assert (whole.keys.shape, whole.values.shape) == ((6, 3, 6, 5), (6, 1, 6, 2))
+    assert whole.get_seq_length() == 6
+    for row, (number, own) in enumerate([(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]):
+        for found, right in zip((whole.keys, whole.values), given[number], strict=True):
+            length = right.shape[2]
+            assert found[row, :, 6 - length :].equal(right[own])
+            assert not found[row, :, : 6 - length].any()
+    new = torch.ones(6, 3, 1, 5), torch.ones(6, 1, 1, 2)
+    before = whole.keys.data_ptr()
+    keys, values = whole.update(*new)
+    assert keys.data_ptr() == before, "in place"
+    assert keys[:, :, -1:].equal(new[0])
+    assert values[:, :, -1:].equal(new[1])
+    assert keys.shape[2] == 7

@@ -1,0 +1,97 @@
+"""Exported score models, read by plain transformers: the same scores, however the batch is padded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig
+
+from cdpo_lightning.config import ScorerConfig
+from cdpo_lightning.evaluation.evaluator import ModelScorer, OracleScorer
+from cdpo_lightning.models.heads.published import load_score_model
+from cdpo_lightning.models.heads.score_model import from_causal_lm
+from cdpo_lightning.models.lm.causal_lm import word_tokenizer
+from cdpo_lightning.pipeline.evaluate.export import export_scorer
+from cdpo_lightning.text.templates import encode_scored
+
+TEXTS = [("is tea good", "yes"), ("tea", "no tea is good"), ("is tea good", "")]
+FAMILIES = pytest.mark.parametrize("family", [LlamaConfig, GPT2Config, MistralConfig], ids=lambda c: c.model_type)
+
+
+@pytest.fixture
+def make_scorer():
+    def make(family: type = LlamaConfig, pad: str = "<pad>") -> ModelScorer:
+        from transformers import AutoModelForCausalLM
+
+        tokenizer = word_tokenizer(["is", "tea", "good", "yes", "no"])
+        tokenizer.pad_token = pad
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
+        special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.5}
+        torch.manual_seed(0)
+        more = {} if family is GPT2Config else {"num_key_value_heads": 2}
+        language_model = AutoModelForCausalLM.from_config(family(**sizes, **special, **more))
+        model = from_causal_lm(language_model, 1).eval()
+        torch.nn.init.normal_(model.head.weight)
+        return ModelScorer(model.requires_grad_(False), tokenizer, "plain", 64, 2, "32-true", "x", unit=2.5)
+
+    return make
+
+
+@FAMILIES
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"], ids=["pad", "pad is eos"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_transformers_reads_the_same_scores(tmp_path: Path, make_scorer, family, pad, side):
+    """One batch, padded as config.json says; the scores are in units, as the run has them."""
+    if side == "left" and family is GPT2Config:
+        pytest.skip("GPT-2 counts its positions over the padding unless they are given")
+    scorer = make_scorer(family, pad)
+    export_scorer(scorer, tmp_path / "cost", "cost")
+    model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cost", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    rows = [encode_scored(*text, "plain", scorer.tokenizer, 64) for text in TEXTS]
+    length, filler = max(map(len, rows)), model.config.pad_token_id
+    ids = [([filler] * (length - len(r)) + r) if side == "left" else (r + [filler] * (length - len(r))) for r in rows]
+    mask = torch.tensor(ids) != filler
+    with torch.no_grad():
+        found = model.eval()(input_ids=torch.tensor(ids), attention_mask=mask.long()).logits[:, 0]
+    assert found.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"], ids=["pad", "pad is eos"])
+def test_the_exported_tokenizer_goes_with_the_model(tmp_path: Path, make_scorer, pad):
+    """Text in, scores out, with nothing but the folder: what TRL does with the path of a reward model."""
+    scorer = make_scorer(LlamaConfig, pad)
+    export_scorer(scorer, tmp_path / "cost", "cost")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cost")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cost", num_labels=1).eval()
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
+    batch = tokenizer([f"{p}\n{r} {tokenizer.eos_token}" for p, r in TEXTS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, 0]
+    assert found.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
+
+
+def test_an_exported_score_model_can_be_a_score_model_from_outside(tmp_path: Path, make_scorer):
+    scorer = make_scorer()
+    export_scorer(scorer, tmp_path / "reward", "reward")
+    model, tokenizer = load_score_model(ScorerConfig(path=str(tmp_path / "reward")), torch.device("cpu"))
+    again = ModelScorer(model, tokenizer, "plain", 64, 2, "32-true", "y")
+    torch.testing.assert_close(again.score(TEXTS), scorer.score(TEXTS))
+
+
+def test_the_card_says_the_sign_the_template_and_the_padding(tmp_path: Path, make_scorer):
+    export_scorer(make_scorer(pad="<eos>"), tmp_path / "cost", "cost")
+    card = (tmp_path / "cost" / "README.md").read_text(encoding="utf-8")
+    assert "**Above 0 is harmful**" in card
+    assert "`plain`" in card
+    assert "the padding token is\n`<unk>`" in card
+    assert list(tmp_path.iterdir()) == [tmp_path / "cost"]
+
+
+def test_only_what_was_trained_here_is_exported(tmp_path: Path, make_scorer):
+    from dataclasses import replace
+
+    export_scorer(replace(make_scorer(), published=True), tmp_path / "a", "cost")
+    export_scorer(OracleScorer(None, 0, "x"), tmp_path / "b", "cost")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

