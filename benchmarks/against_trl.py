@@ -44,9 +44,9 @@ def measured(program: str, *options: str) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"who"')]
     if done.returncode or not lines:
         raise SystemExit(f"{program} failed with status {done.returncode}:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(lines[-1])
-    print(json.dumps(found), flush=True)
-    return found
+    result: dict[str, Any] = json.loads(lines[-1])
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
                 trl = measured("trl_dpo.py", *common, *([] if mode == "counted" else ["--precompute"]))
                 runs.setdefault(mode, []).append(trl)
     fields = ("seconds", "peak_memory_gb")
-    median = {who: {k: statistics.median(r[k] for r in found) for k in fields} for who, found in runs.items()}
+    median = {who: {k: statistics.median(r[k] for r in result) for k in fields} for who, result in runs.items()}
     summary: dict[str, Any] = {"who": "ratio", "pairs": args.num_pairs, "batch_size": args.batch_size, "precision": args.precision}
     for mode in args.modes:
         ours, trl = median["ours"], median[mode]

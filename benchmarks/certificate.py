@@ -69,17 +69,17 @@ def common(job: Job, folder: Path) -> list[str]:
     ]
 
 
-def binding_range(overrides: list[str], place: Path) -> tuple[float, float]:
+def binding_range(overrides: list[str], location: Path) -> tuple[float, float]:
     """(lowest reachable E[c], unconstrained E[c]) of the world at the run's beta, by enumeration."""
     from cdpo_lightning.console import Screen
     from cdpo_lightning.pipeline.evaluate.policies import exact_problem
     from cdpo_lightning.pipeline.prepare import prepare
     from cdpo_lightning.store.run_folder import find_run
 
-    begun = ["resume=true"] if (place / "identity").exists() else []
-    config = compose([*overrides, *begun, f"run_dir={place}"])
-    found = exact_problem(prepare(config, find_run(config), Screen(config))).metrics()  # type: ignore[union-attr]
-    return found["exact/reachable_cost_min"], found["exact/unconstrained_expected_cost"]
+    begun = ["resume=true"] if (location / "identity").exists() else []
+    config = compose([*overrides, *begun, f"run_dir={location}"])
+    result = exact_problem(prepare(config, find_run(config), Screen(config))).metrics()  # type: ignore[union-attr]
+    return result["exact/reachable_cost_min"], result["exact/unconstrained_expected_cost"]
 
 
 def one(job: Job, folder: Path) -> dict[str, object]:

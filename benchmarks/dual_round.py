@@ -20,7 +20,7 @@ from pair_step import table_of
 from transformers import AutoTokenizer
 
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
-from cdpo_lightning.evaluation.evaluator import Judge, Measurement, ModelScorer
+from cdpo_lightning.evaluation.evaluator import Measurement, ModelScorer, PolicyEvaluator
 from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.templates import Encoder
@@ -28,15 +28,15 @@ from cdpo_lightning.training.callbacks.dual_update import DualUpdate
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
 
 
-class TimedJudge(Judge):
+class TimedJudge(PolicyEvaluator):
     """A judge that knows how long it took."""
 
     def measure(self, *args: Any) -> Measurement:
         """As a judge's, with the clock around it."""
         start = time.perf_counter()
-        found = super().measure(*args)
+        result = super().measure(*args)
         object.__setattr__(self, "seconds", time.perf_counter() - start)
-        return found
+        return result
 
 
 def main() -> None:
@@ -52,20 +52,20 @@ def main() -> None:
     encoder = Encoder(tokenizer, "chat" if tokenizer.chat_template else "plain", 512, args.new_tokens)
     scorer = from_causal_lm(model, 0).to(args.device, harness.DTYPES[args.precision])
     scorers = [ModelScorer(scorer, tokenizer, "plain", 512, args.batch_size, args.precision, kind) for kind in ("reward", "cost")]
-    judge = TimedJudge(*scorers, model, encoder, args.batch_size, 256, args.precision)
+    evaluator = TimedJudge(*scorers, model, encoder, args.batch_size, 256, args.precision)
     constraint = ConstraintConfig(kind="dual", samples_per_prompt=args.samples)
     policy = PolicyConfig(refresh=1)
     data = PairDataModule(table_of(pairs, torch.zeros(2 * len(pairs.rows))), policy, 1.0, 0)
     prompts = [text[0] for text in pairs.texts]
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        callback = DualUpdate(constraint, policy, judge, prompts, History(place / "history.csv", False), "cdpo", place, 0)
+        location = Path(folder)
+        callback = DualUpdate(constraint, policy, evaluator, prompts, History(location / "history.csv", False), "cdpo", location, 0)
         trainer: Any = SimpleNamespace(current_epoch=0, global_step=1, datamodule=data, strategy=None)
         module: Any = SimpleNamespace(model=model, log_dict=lambda *_, **__: None)
         start = time.perf_counter()
         callback.on_train_epoch_end(trainer, module)
         seconds = time.perf_counter() - start
-    outside = seconds - judge.seconds  # type: ignore[attr-defined]
+    outside = seconds - evaluator.seconds  # type: ignore[attr-defined]
     harness.report(
         who="dual_round",
         prompts=len(prompts),

@@ -38,10 +38,10 @@ def generate(model: Any, prompts: Prompts, eos: int, batch_size: int, args: argp
         ids = torch.tensor([[eos] * (width - len(p)) + list(p) for p in part], device=args.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=args.device)
         options: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        found = model.generate(
+        result = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=args.new_tokens, eos_token_id=eos, pad_token_id=eos, **options
         )[:, width:]
-        for row in found.tolist():
+        for row in result.tolist():
             total += row.index(eos) + 1 if eos in row else len(row)
     return total
 

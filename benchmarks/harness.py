@@ -119,9 +119,9 @@ def load_pairs(args: argparse.Namespace) -> Pairs:
     rows, texts = [], []
     with args.pairs.open(encoding="utf-8") as file:
         for line in file:
-            found = json.loads(line)
-            safer = found["safer_response_id"]
-            text = (found["prompt"], found[f"response_{1 - safer}"], found[f"response_{safer}"])
+            result = json.loads(line)
+            safer = result["safer_response_id"]
+            text = (result["prompt"], result[f"response_{1 - safer}"], result[f"response_{safer}"])
             row = (encoder.prompt(text[0]), [encoder.response(answer) for answer in text[1:]])
             if row_length(*row) >= args.min_tokens:
                 rows.append(row)

@@ -71,8 +71,8 @@ def main() -> None:
     for stage in (1, 3):
         empty, nothing = measured(16, stage), estimated(16, stage)
         for hidden in SIZES:
-            guess, found = estimated(hidden, stage) - nothing, measured(hidden, stage) - empty
-            print(f"| {hidden} | ZeRO-{stage} | {guess / 1e9:.3f} | {found / 1e9:.3f} | {guess / found:.2f} |", flush=True)
+            guess, result = estimated(hidden, stage) - nothing, measured(hidden, stage) - empty
+            print(f"| {hidden} | ZeRO-{stage} | {guess / 1e9:.3f} | {result / 1e9:.3f} | {guess / result:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

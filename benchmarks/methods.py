@@ -48,8 +48,8 @@ class Job:
 
 def one(job: Job, folder: Path) -> dict[str, object]:
     """The metrics of a job, run now unless they are there."""
-    place = folder / f"{job.world}-seed{job.seed}"
-    path = place / "metrics.json"
+    location = folder / f"{job.world}-seed{job.seed}"
+    path = location / "metrics.json"
     if not path.exists():
         from cdpo_lightning.pipeline.run import run
 
@@ -58,15 +58,15 @@ def one(job: Job, folder: Path) -> dict[str, object]:
             low, high = binding_range(Job("all", job.seed).overrides(folder), folder / f"range-seed{job.seed}")
             limits.write_text(json.dumps(low + SHARE * (high - low)))
         limit = json.loads(limits.read_text())
-        begun = ["resume=true"] if (place / "identity").exists() else []
-        run(compose([*job.overrides(folder), *begun, f"run_dir={place}", f"constraint.c_limit={limit:.6f}"]))
+        begun = ["resume=true"] if (location / "identity").exists() else []
+        run(compose([*job.overrides(folder), *begun, f"run_dir={location}", f"constraint.c_limit={limit:.6f}"]))
     metrics: dict[str, object] = json.loads(path.read_text())
     return metrics
 
 
 def rows(m: Mapping[str, object]) -> dict[str, Row]:
     """The figures of every method that the run judged."""
-    found = {}
+    result = {}
     for who in [key.split("/")[1] for key in m if key.startswith("exact/") and key.endswith("/kl_to_optimum")]:
         if who == "reference":
             continue
@@ -74,7 +74,7 @@ def rows(m: Mapping[str, object]) -> dict[str, Row]:
         def of(key: str, who: str = who) -> float:
             return float(m.get(key.format(who), float("nan")))  # type: ignore[arg-type]
 
-        found[who] = {
+        result[who] = {
             "KL to optimum": of("exact/{}/kl_to_optimum"),
             "E[c] - C_limit": of("exact/{}/expected_cost") - of("dual/c_limit"),
             "E[r]": of("exact/{}/expected_reward"),
@@ -85,7 +85,7 @@ def rows(m: Mapping[str, object]) -> dict[str, Row]:
             "models": of("budget/{}/models_resident"),
             "s": of("budget/{}/wall_seconds"),
         }
-    return found
+    return result
 
 
 def _start(job: Job, folder: Path) -> None:

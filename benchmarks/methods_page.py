@@ -32,8 +32,8 @@ def mean(values: list[float]) -> float:
 def by_method(runs: Runs) -> dict[str, list[Row]]:
     """The rows of each method over the seeds, the nearest to the optimum first."""
     every: dict[str, list[Row]] = {}
-    for _, found in sorted(runs.items()):
-        for who, row in found.items():
+    for _, result in sorted(runs.items()):
+        for who, row in result.items():
             every.setdefault(who, []).append(row)
     return dict(sorted(every.items(), key=lambda item: mean([row["KL to optimum"] for row in item[1]])))
 
@@ -54,8 +54,8 @@ def table(runs: Runs) -> str:
     from cdpo_lightning.report.formatting import name_of
 
     lines = [["method", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
-    for who, found in by_method(runs).items():
-        lines.append([name_of(who), *(_cell(name, [row[name] for row in found]) for name in COLUMNS)])
+    for who, result in by_method(runs).items():
+        lines.append([name_of(who), *(_cell(name, [row[name] for row in result]) for name in COLUMNS)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -63,16 +63,16 @@ def bounds(runs: Runs) -> str:
     """How many seeds meet what each method has to reach, as a list in Markdown."""
     from cdpo_lightning.report.formatting import name_of
 
-    said = []
+    message = []
     for who, (kl, cost) in BOUNDS.items():
-        own = [found[who] for found in runs.values() if who in found]
+        own = [result[who] for result in runs.values() if who in result]
         met = sum(r["KL to optimum"] <= kl and (cost is None or abs(r["E[c] - C_limit"]) <= cost) for r in own)
-        asked = f"KL <= {kl}" + (f" and |E[c] - C_limit| <= {cost}" if cost else "")
-        said.append(f"* {name_of(who)}, {asked}: {met} of {len(own)} seeds.")
+        requested = f"KL <= {kl}" + (f" and |E[c] - C_limit| <= {cost}" if cost else "")
+        message.append(f"* {name_of(who)}, {requested}: {met} of {len(own)} seeds.")
     pairs = [(f["o_pd_dpo"], f["pd_dpo"]) for f in runs.values() if {"o_pd_dpo", "pd_dpo"} <= set(f)]
     met = sum(o["KL to optimum"] <= p["KL to optimum"] / 2 and abs(o["E[c] - C_limit"]) <= 0.1 for o, p in pairs)
-    said.append(f"* O-PD-DPO, at most half of PD-DPO's KL and |E[c] - C_limit| <= 0.1: {met} of {len(pairs)} seeds.")
-    return "\n".join(said) + "\n"
+    message.append(f"* O-PD-DPO, at most half of PD-DPO's KL and |E[c] - C_limit| <= 0.1: {met} of {len(pairs)} seeds.")
+    return "\n".join(message) + "\n"
 
 
 def paired(runs: Runs) -> str:
@@ -85,9 +85,9 @@ def paired(runs: Runs) -> str:
     lines = ["| seed | PD-DPO | O-PD-DPO | difference |", "| ---: | ---: | ---: | ---: |"]
     lines += [f"| {seed} | {p:.3f} | {o:.3f} | {p - o:.3f} |" for seed, (p, o) in both.items()]
     difference = torch.tensor([p - o for p, o in both.values()], dtype=torch.float64)
-    found = clustered_mean(difference, torch.arange(len(difference)))
-    interval = f", 95 % interval [{found.low:.3f}, {found.high:.3f}] (paired t, {len(both)} seeds)" if len(both) > 1 else ""
-    return "\n".join(lines) + f"\n\nMean difference {found.mean:.3f} nats{interval}.\n"
+    result = clustered_mean(difference, torch.arange(len(difference)))
+    interval = f", 95 % interval [{result.low:.3f}, {result.high:.3f}] (paired t, {len(both)} seeds)" if len(both) > 1 else ""
+    return "\n".join(lines) + f"\n\nMean difference {result.mean:.3f} nats{interval}.\n"
 
 
 def figure(runs: Runs, path: Path) -> None:
@@ -105,8 +105,8 @@ def figure(runs: Runs, path: Path) -> None:
         drawn, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
         for axes, budget in zip(panels, ("sampled tokens", "trained tokens"), strict=True):
             labels = []
-            for who, found in by_method(runs).items():
-                known = [(row[budget], row["KL to optimum"]) for row in found if row[budget] == row[budget]]
+            for who, result in by_method(runs).items():
+                known = [(row[budget], row["KL to optimum"]) for row in result if row[budget] == row[budget]]
                 if not known:
                     continue
                 x, y = (mean(list(values)) for values in zip(*known, strict=True))
@@ -115,7 +115,7 @@ def figure(runs: Runs, path: Path) -> None:
                 labels.append(Label(x, y, name_of(who), text_colour(who)))
             axes.set_yscale("log")
             axes.set_xscale("symlog", linthresh=1e4)
-            axes.set_xlim(-1500, 2 * max(row[budget] for found in runs.values() for row in found.values()))
+            axes.set_xlim(-1500, 2 * max(row[budget] for result in runs.values() for row in result.values()))
             axes.set_xlabel(f"{budget} (linear to 10,000, then logarithmic)")
             drawn.canvas.draw()
             point_labels(axes, labels)
@@ -127,17 +127,17 @@ def figure(runs: Runs, path: Path) -> None:
         plt.close(drawn)
 
 
-def write(found: Mapping[str, Runs], withheld: float) -> None:
+def write(result: Mapping[str, Runs], withheld: float) -> None:
     """docs/results/methods.md and its figure; `withheld` is the share of the responses that stand in no pair."""
     text = (ROOT / "benchmarks" / "methods_head.md").read_text()
-    seeds = ", ".join(str(seed) for seed in sorted(found["all"]))
-    text += f"\nSeeds with a run: {seeds}.\n\n" + table(found["all"]) + "\n## The bounds\n\n" + bounds(found["all"])
+    seeds = ", ".join(str(seed) for seed in sorted(result["all"]))
+    text += f"\nSeeds with a run: {seeds}.\n\n" + table(result["all"]) + "\n## The bounds\n\n" + bounds(result["all"])
     text += "\n![Distance against tokens](../images/methods.png)\n"
-    if found["withheld"]:
+    if result["withheld"]:
         text += (
             f"\n## Pairs that do not cover the optimum\n\nThe best {withheld:.0%} of each prompt's responses, by true reward less"
         )
-        text += " cost, stand in no pair.\nKL to the optimum, nats:\n\n" + paired(found["withheld"])
+        text += " cost, stand in no pair.\nKL to the optimum, nats:\n\n" + paired(result["withheld"])
     path = ROOT / "docs" / "results" / "methods.md"
     path.write_text(text)
-    figure(found["all"], ROOT / "docs" / "images" / "methods.png")
+    figure(result["all"], ROOT / "docs" / "images" / "methods.png")

@@ -29,15 +29,15 @@ def main() -> None:
         pair_M2=torch.randperm(2 * count, generator=draw).view(-1, 2),
         draw_M=draws(count, 0),
     )
-    found = []
+    result = []
     for labels in ("soft", "bernoulli", "argmax"):
         times = []
         for number in range(10):
             start = time.perf_counter()
             table.target(0.1 * number, labels)
             times.append(time.perf_counter() - start)
-        found.append((labels, statistics.median(times[1:])))
-    harness.report(who="relabel", pairs=count, **{f"seconds_{labels}": seconds for labels, seconds in found})
+        result.append((labels, statistics.median(times[1:])))
+    harness.report(who="relabel", pairs=count, **{f"seconds_{labels}": seconds for labels, seconds in result})
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def _watched(config: RunConfig, folder: Path) -> Metrics:
     processes = _start(config.trainer.processes, folder)
     with _passed_on(processes):
         _wait(processes, folder)
-    found: Metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return found
+    result: Metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return result
 
 
 def _start(count: int, folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -132,10 +132,10 @@ def _failure(failed: dict[int, int], folder: Path, count: int) -> CDPOError | Ru
     file = folder / "failure.json"
     if not file.exists():
         return RankError(f"rank {min(failed)} of {count} ended with status {failed[min(failed)]}, the others were ended")
-    said = json.loads(file.read_text(encoding="utf-8"))
-    if said["refused"]:
-        return RankError(said["text"])
-    return RuntimeError(f"rank {said['rank']} of {count} failed, the others were ended\n{said['text']}")
+    message = json.loads(file.read_text(encoding="utf-8"))
+    if message["refused"]:
+        return RankError(message["text"])
+    return RuntimeError(f"rank {message['rank']} of {count} failed, the others were ended\n{message['text']}")
 
 
 def _tell(folder: Path, refused: bool, text: str) -> None:

@@ -70,10 +70,10 @@ def spread(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R
     """`work(items)`, one result an item, each rank working on its own share; the whole, in order, on every rank."""
     own = list(work(share(items)))
     assert len(own) == len(share(items))
-    found: list[Any] = [None] * len(items)
+    result: list[Any] = [None] * len(items)
     for rank, part in enumerate(gathered(own)):
-        found[rank :: count()] = part
-    return found
+        result[rank :: count()] = part
+    return result
 
 
 def any_of(flag: bool) -> bool:
@@ -116,8 +116,8 @@ def require_equal(name: str, value: object) -> None:
     """
     values = gathered(value)
     if any(other != values[0] for other in values):
-        said = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
-        raise NumericsError(f"{name} differs between ranks ({said}), expected one value; are they machines of one kind?")
+        message = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
+        raise NumericsError(f"{name} differs between ranks ({message}), expected one value; are they machines of one kind?")
 
 
 def started() -> bool:
@@ -137,10 +137,10 @@ def joined(processes: int, on_gpu: bool, alone: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: another number of processes was started.
     """
-    asked = int(os.environ["WORLD_SIZE"]) if started() else 1
-    if asked != processes:
+    requested = int(os.environ["WORLD_SIZE"]) if started() else 1
+    if requested != processes:
         raise ConfigError(
-            f"trainer.devices * trainer.num_nodes = {processes}, but WORLD_SIZE={asked} processes were started; "
+            f"trainer.devices * trainer.num_nodes = {processes}, but WORLD_SIZE={requested} processes were started; "
             "start that many, or unset RANK and WORLD_SIZE"
         )
     if processes == 1 and not alone:

@@ -31,13 +31,13 @@ def _files() -> list[Path]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listing.returncode == 0:
-        found = [ROOT / name for name in listing.stdout.split("\0") if name]
+        result = [ROOT / name for name in listing.stdout.split("\0") if name]
     else:
         left = {"artifacts", "outputs", "multirun", "wandb", "lightning_logs", "build", "__pycache__"}
         inside = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
         kept = [p for p in inside if not any(part in left or part.startswith(".") for part in p.parts)]
-        found = [ROOT / path for path in kept if not any(part.endswith(".egg-info") for part in path.parts)]
-    return sorted(path for path in found if path.is_file() and ".ci" not in path.relative_to(ROOT).parts)
+        result = [ROOT / path for path in kept if not any(part.endswith(".egg-info") for part in path.parts)]
+    return sorted(path for path in result if path.is_file() and ".ci" not in path.relative_to(ROOT).parts)
 
 
 def _python(*folders: str) -> list[Path]:
@@ -90,8 +90,8 @@ def _faults_of_module(path: Path) -> list[str]:
 
 
 def test_modules_of_the_package_are_short_and_documented() -> None:
-    said = [fault for path in PACKAGE for fault in _faults_of_module(path)]
-    assert not said, "\n".join(said)
+    message = [fault for path in PACKAGE for fault in _faults_of_module(path)]
+    assert not message, "\n".join(message)
 
 
 def test_the_door_is_small() -> None:
@@ -121,15 +121,15 @@ def _forbidden(node: ast.AST) -> str | None:
 
 
 def test_nothing_forbidden_in_the_code() -> None:
-    found = [(path, node, _forbidden(node)) for path in CODE for node in ast.walk(_tree(path))]
-    said = [f"{_name(path)}:{getattr(node, 'lineno', '?')} {why}" for path, node, why in found if why]
-    assert not said, "\n".join(said)
+    result = [(path, node, _forbidden(node)) for path in CODE for node in ast.walk(_tree(path))]
+    message = [f"{_name(path)}:{getattr(node, 'lineno', '?')} {why}" for path, node, why in result if why]
+    assert not message, "\n".join(message)
 
 
 def test_nothing_is_left_for_later() -> None:
     word = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
-    said = [f"{_name(path)}:{at}: {line.strip()}" for path in CODE for at, line in _lines(path) if word.search(line)]
-    assert not said, "do it or write it down in the design:\n" + "\n".join(said)
+    message = [f"{_name(path)}:{at}: {line.strip()}" for path in CODE for at, line in _lines(path) if word.search(line)]
+    assert not message, "do it or write it down in the design:\n" + "\n".join(message)
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -138,15 +138,15 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def test_no_path_of_one_machine_in_a_tracked_file() -> None:
     """A file of this project runs from any folder of any machine."""
-    place = re.compile(r"(?<![\w.:/}])/(?:work|tmp|root|home|opt)" + r"/\w")
+    location = re.compile(r"(?<![\w.:/}])/(?:work|tmp|root|home|opt)" + r"/\w")
     texts = [path for path in _files() if path.suffix in TEXT]
-    said = [f"{_name(path)}:{at}: {line.strip()[:100]}" for path in texts for at, line in _lines(path) if place.search(line)]
-    assert not said, "\n".join(said)
+    message = [f"{_name(path)}:{at}: {line.strip()[:100]}" for path in texts for at, line in _lines(path) if location.search(line)]
+    assert not message, "\n".join(message)
 
 
 def test_the_run_time_needs_no_more_packages_than_these() -> None:
-    asked = {canonicalize_name(need.name) for need in _requirements(_setup()["options"]["install_requires"])}
-    assert asked == RUNTIME
+    requested = {canonicalize_name(need.name) for need in _requirements(_setup()["options"]["install_requires"])}
+    assert requested == RUNTIME
 
 
 def test_every_requirement_is_pinned_inside_its_range() -> None:

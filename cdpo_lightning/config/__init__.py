@@ -6,7 +6,7 @@ Units and signs stand beside each field. Cost is positive when harmful; lambda i
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
 from cdpo_lightning.config.methods import METHODS, MethodConfig, PPOConfig, PrimalDualConfig
 from cdpo_lightning.config.parse import parse, plain, to_yaml
-from cdpo_lightning.config.run import Plan, RunConfig
+from cdpo_lightning.config.run import ResolvedMethod, RunConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
@@ -30,9 +30,9 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "PPOConfig",
-    "Plan",
     "PolicyConfig",
     "PrimalDualConfig",
+    "ResolvedMethod",
     "RunConfig",
     "ScorerConfig",
     "TrainerConfig",

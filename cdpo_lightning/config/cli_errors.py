@@ -20,18 +20,18 @@ refused: list[str] = []  # what was said, by this run or by the jobs of this swe
 failed: list[int] = []  # exit statuses of the sweep's jobs that were not done
 
 
-def refuse(said: str) -> float:
+def refuse(message: str) -> float:
     """Says at once what the user has to change; the objective of a run that was not done, nan."""
-    said = " ".join(said.split())
-    refused.append(said)
-    print(f"error: {said}", file=sys.stderr, flush=True)
+    message = " ".join(message.split())
+    refused.append(message)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return float("nan")
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
     """Says how to go on, in the sweep's own words if it was one; the exit status."""
-    said = str(error) or "interrupted: the same command with resume=true goes on from the last checkpoint"
-    print(said, file=sys.stderr, flush=True)
+    message = str(error) or "interrupted: the same command with resume=true goes on from the last checkpoint"
+    print(message, file=sys.stderr, flush=True)
     return 130
 
 
@@ -66,7 +66,7 @@ def sentence(error: Exception) -> str:
 def _missing_file(path: str, options: list[str], text: str) -> str:
     """`experiment/nope` as the user wrote it; where a file asks for it, that file too."""
     group, _, name = path.removesuffix(".yaml").rpartition("/")
-    asked = re.match(r"In '([^']+)'", text)
-    where = f" (asked for by conf/{asked[1]}.yaml)" if asked and asked[1] != "config" else ""
+    requested = re.match(r"In '([^']+)'", text)
+    where = f" (asked for by conf/{requested[1]}.yaml)" if requested and requested[1] != "config" else ""
     there = f"conf/{group} has {', '.join(options)}" if options else f"see conf/{group}"
     return f"{group or 'config'}={name}: not found{where}; {there}"

@@ -13,7 +13,7 @@ from cdpo_lightning.config.checks import choice, require
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MethodSpec:
     """How a method is trained, and which keys of the groups `policy`, `constraint` and `primal_dual` it sets itself."""
 
     trainer: str  # none: it is the reference; preference; primal_dual; ppo
@@ -21,7 +21,7 @@ class Recipe:
     policy: Mapping[str, object] = field(default_factory=dict)
     constraint: Mapping[str, object] = field(default_factory=dict)
     primal_dual: Mapping[str, object] = field(default_factory=dict)
-    people: bool = False  # whether its labels may be those of people (`method.preferences=human`)
+    human_labels: bool = False  # whether its labels may be those of people (`method.preferences=human`)
     safety_first: bool = False  # labels put the safe response first [SafeDPO]
 
 
@@ -29,23 +29,23 @@ _OFFLINE = {"refresh": 0, "anchor": 0.0}
 _NO_ANCHOR = {"anchor": 0.0}
 _PROJECTED = {"update": "projected"}
 _DATA_ONLY = {"online": 0, "bonus": 0.0}
-METHODS: Mapping[str, Recipe] = MappingProxyType(
+METHODS: Mapping[str, MethodSpec] = MappingProxyType(
     {
-        "sft": Recipe("none"),
-        "dpo": Recipe("preference", people=True),
-        "safe_dpo": Recipe("preference", policy=_OFFLINE, people=True, safety_first=True),
-        "cost_only": Recipe("preference", "fixed"),
-        "cdpo_fixed": Recipe("preference", "fixed"),
-        "cdpo": Recipe("preference", "dual"),
-        "cdpo_paper": Recipe("preference", "dual", {**_OFFLINE, "labels": "bernoulli"}, _PROJECTED),
-        "cdpo_argmax": Recipe("preference", "dual", {"labels": "argmax"}),
-        "sacpo": Recipe("primal_dual", "fixed", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, people=True),
-        "pd_dpo": Recipe("primal_dual", "dual", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, people=True),
-        "pd_dpo_complete": Recipe(
+        "sft": MethodSpec("none"),
+        "dpo": MethodSpec("preference", human_labels=True),
+        "safe_dpo": MethodSpec("preference", policy=_OFFLINE, human_labels=True, safety_first=True),
+        "cost_only": MethodSpec("preference", "fixed"),
+        "cdpo_fixed": MethodSpec("preference", "fixed"),
+        "cdpo": MethodSpec("preference", "dual"),
+        "cdpo_paper": MethodSpec("preference", "dual", {**_OFFLINE, "labels": "bernoulli"}, _PROJECTED),
+        "cdpo_argmax": MethodSpec("preference", "dual", {"labels": "argmax"}),
+        "sacpo": MethodSpec("primal_dual", "fixed", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, human_labels=True),
+        "pd_dpo": MethodSpec("primal_dual", "dual", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, human_labels=True),
+        "pd_dpo_complete": MethodSpec(
             "primal_dual", "dual", _NO_ANCHOR, _PROJECTED, {"pairs": "complete", "labels": "soft", "bonus": 0.0}
         ),
-        "o_pd_dpo": Recipe("primal_dual", "dual", _NO_ANCHOR, _PROJECTED),
-        "ppo_lag": Recipe("ppo", "dual", constraint={"update": "log"}),
+        "o_pd_dpo": MethodSpec("primal_dual", "dual", _NO_ANCHOR, _PROJECTED),
+        "ppo_lag": MethodSpec("ppo", "dual", constraint={"update": "log"}),
     }
 )
 # What `method=cdpo` and `method=pd_dpo` are called when the group `constraint` holds lambda fixed, or has none.

@@ -78,12 +78,12 @@ def no_such_key(key: str, known: Collection[str] = ()) -> str:
     return f"{key}: no such key{there}"
 
 
-def _require_keys(group: str, found: Collection[str], known: Collection[str]) -> None:
+def _require_keys(group: str, result: Collection[str], known: Collection[str]) -> None:
     """Every key once, in the YAML and nowhere else: an unknown one would have no effect, a missing one no value."""
     prefix = f"{group}." if group else ""
-    for name in sorted(set(found) - set(known)):
+    for name in sorted(set(result) - set(known)):
         raise ConfigError(no_such_key(prefix + name, known))
-    for name in sorted(set(known) - set(found)):
+    for name in sorted(set(known) - set(result)):
         raise ConfigError(f"{prefix}{name}: missing; give it a value, or begin your file with `defaults:` as in conf/")
 
 
@@ -158,14 +158,14 @@ def parse(config: DictConfig | dict[str, Any]) -> RunConfig:
     values = _resolved(config) if isinstance(config, DictConfig) else dict(config)
     _require_keys("", values, _keys(""))
     scalars = {name: _scalar(name, kind, values[name]) for name, kind in _SCALARS.items()}
-    judged = _judged(values["policy"])
-    if judged:
+    external_policies = _candidates(values["policy"])
+    if external_policies:
         values["policy"] = dataclasses.asdict(PolicyConfig())  # nothing is trained: none of it is read
     groups = {name: _group(name, schema, values[name]) for name, schema in _GROUPS.items()}
-    return RunConfig(**scalars, **groups, dataset=_dataset(values["dataset"]), judged=judged)
+    return RunConfig(**scalars, **groups, dataset=_dataset(values["dataset"]), external_policies=external_policies)
 
 
-def _judged(policy: Any) -> tuple[str, ...]:
+def _candidates(policy: Any) -> tuple[str, ...]:
     """The folders of `policy=FOLDER` or `policy=FOLDER+FOLDER`; none where `policy` is the group of training's keys."""
     folders = tuple(policy.split("+")) if isinstance(policy, str) else ()
     if not all(folders):
@@ -176,8 +176,8 @@ def _judged(policy: Any) -> tuple[str, ...]:
 def plain(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as `parse` reads it: `parse(plain(config))` is `config`."""
     values = dataclasses.asdict(config)
-    judged = values.pop("judged")
-    return values | ({"policy": "+".join(judged)} if judged else {})
+    external_policies = values.pop("external_policies")
+    return values | ({"policy": "+".join(external_policies)} if external_policies else {})
 
 
 def to_yaml(config: RunConfig) -> str:

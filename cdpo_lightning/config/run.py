@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from cdpo_lightning.config.checks import choice, require
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
-from cdpo_lightning.config.methods import BY_KIND, METHODS, MethodConfig, PPOConfig, PrimalDualConfig, Recipe
+from cdpo_lightning.config.methods import BY_KIND, METHODS, MethodConfig, MethodSpec, PPOConfig, PrimalDualConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
@@ -28,11 +28,11 @@ STAGES = ("sft", "reward", "cost", "policy", "evaluate", "report")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedMethod:
     """How one method is trained: its recipe, and the groups with the recipe's values in place of the run's."""
 
     who: str
-    recipe: Recipe
+    spec: MethodSpec
     human: bool  # its labels are those of the data set
     policy: PolicyConfig
     constraint: ConstraintConfig
@@ -65,7 +65,7 @@ class RunConfig:
     generation: GenerationConfig
     trainer: TrainerConfig
     logger: LoggerConfig
-    judged: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
+    external_policies: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
 
     def __post_init__(self) -> None:
         choice("mode", self.mode, ("run", "check", "evaluate"))
@@ -100,7 +100,7 @@ class RunConfig:
         require(not value or self.trainer.zero != 3, "model.quantize", value, "empty with ZeRO-3, which would shard the weights")
         engine, gather = self.generation.engine, self.trainer.gather
         require(engine == "torch" or gather == "whole", "generation.engine", engine, "torch with trainer.gather=layer")
-        ppo = [who for who in self.trained if self.plan(who).recipe.trainer == "ppo"]
+        ppo = [who for who in self.trained if self.plan(who).spec.trainer == "ppo"]
         require(not value or not ppo, "model.quantize", value, f"empty with {', '.join(ppo)}, which trains all weights")
 
     def _require_method(self) -> None:
@@ -118,7 +118,7 @@ class RunConfig:
         ):
             self._require_world(value == "exact", key, "exact")
         for plan in map(self.plan, self.trained):
-            complete = plan.recipe.trainer == "primal_dual" and plan.primal_dual.pairs == "complete"
+            complete = plan.spec.trainer == "primal_dual" and plan.primal_dual.pairs == "complete"
             self._require_world(complete, "primal_dual.pairs", "complete")
 
     def _require_world(self, needed: bool, key: str, value: str) -> None:
@@ -129,20 +129,26 @@ class RunConfig:
         """Raises:
         ConfigError: mode=evaluate without a policy to judge, or a folder to judge in another mode.
         """
-        if bool(self.judged) != (self.mode == "evaluate"):
+        if bool(self.external_policies) != (self.mode == "evaluate"):
             if self.mode == "evaluate":
                 raise ConfigError("mode=evaluate: expected policy=FOLDER with it, the model to judge")
-            raise ConfigError(f"policy={'+'.join(self.judged)}: expected policy.KEY=VALUE; a folder is judged with mode=evaluate")
+            raise ConfigError(
+                f"policy={'+'.join(self.external_policies)}: expected policy.KEY=VALUE; a folder is judged with mode=evaluate"
+            )
 
     @property
     def alone(self) -> bool:
         """Whether policies are judged on files without a model that they come from: with published score models only."""
-        return bool(self.judged) and not self.model.path and not isinstance(self.dataset, ClosedFormConfig)
+        return bool(self.external_policies) and not self.model.path and not isinstance(self.dataset, ClosedFormConfig)
 
     @property
-    def judges(self) -> tuple[str, ...]:
+    def external_names(self) -> tuple[str, ...]:
         """The names under which the folders to judge are reported."""
-        return ("policy",) if len(self.judged) == 1 else tuple(f"policy_{i}" for i, _ in enumerate(self.judged, 1))
+        return (
+            ("policy",)
+            if len(self.external_policies) == 1
+            else tuple(f"policy_{i}" for i, _ in enumerate(self.external_policies, 1))
+        )
 
     @property
     def who(self) -> str:
@@ -157,21 +163,21 @@ class RunConfig:
         """Whom the policy stage trains, the run's own last."""
         return list(dict.fromkeys([*(who for who in self.method.baselines if who != self.who), self.who]))
 
-    def plan(self, who: str) -> Plan:
+    def plan(self, who: str) -> ResolvedMethod:
         """How `who` is trained: the recipe's values in place of the run's."""
-        recipe = METHODS[who]
-        human = recipe.people and self.method.preferences == "human"
-        policy = {"epochs": self._epochs_of(who), **recipe.policy}
+        spec = METHODS[who]
+        human = spec.human_labels and self.method.preferences == "human"
+        policy = {"epochs": self._epochs_of(who), **spec.policy}
         if human:
             policy["refresh"] = 0  # nobody labels the policy's own samples
-        constraint = {"kind": recipe.kind, **recipe.constraint, **self._lambda_of(who)}
-        return Plan(
+        constraint = {"kind": spec.kind, **spec.constraint, **self._lambda_of(who)}
+        return ResolvedMethod(
             who=who,
-            recipe=recipe,
+            spec=spec,
             human=human,
             policy=replace(self.policy, **policy),  # type: ignore[arg-type]
             constraint=replace(self.constraint, **constraint),  # type: ignore[arg-type]
-            primal_dual=replace(self.primal_dual, **recipe.primal_dual),  # type: ignore[arg-type]
+            primal_dual=replace(self.primal_dual, **spec.primal_dual),  # type: ignore[arg-type]
             ppo=self.ppo,
         )
 

@@ -18,7 +18,7 @@ def category_metrics(who: str, measured: Measurement, prompts: Sequence[Evaluati
     for name in sorted({name for item in prompts for name in item.categories}):
         belongs = torch.tensor([name in item.categories for item in prompts])[measured.prompt]
         cost = clustered_mean(measured.cost[belongs], measured.prompt[belongs])
-        found = {
+        result = {
             "prompts": cost.clusters,
             "reward_mean": float(measured.reward[belongs].mean()),
             "cost_mean": cost.mean,
@@ -26,5 +26,5 @@ def category_metrics(who: str, measured: Measurement, prompts: Sequence[Evaluati
             "cost_ci_high": cost.high,
             "unsafe_rate": float((measured.cost[belongs] > 0).double().mean()),
         }
-        metrics |= {f"eval/{who}/category/{name.replace('/', ' or ')}/{key}": value for key, value in found.items()}
+        metrics |= {f"eval/{who}/category/{name.replace('/', ' or ')}/{key}": value for key, value in result.items()}
     return metrics

@@ -30,13 +30,13 @@ def compare(measured: Mapping[str, Measurement], seed: int) -> Metrics:
 
 
 def _against(prefix: str, other: str, own: Measurement, theirs: Measurement, seed: int) -> Metrics:
-    found: Metrics = {}
+    result: Metrics = {}
     for name, values in (("reward", _rewards), ("cost", _costs), ("unsafe_rate", _unsafe)):
         difference = cluster_means(values(own), own.prompt) - cluster_means(values(theirs), theirs.prompt)
-        found |= _interval(f"{prefix}/minus_{other}/{name}", paired_bootstrap(difference, seed))
+        result |= _interval(f"{prefix}/minus_{other}/{name}", paired_bootstrap(difference, seed))
     prompts = len(own.prompt.unique())
     wins = win_rates(own.reward.view(prompts, -1), theirs.reward.view(prompts, -1))
-    return found | _interval(f"{prefix}/win_rate_vs_{other}", clustered_mean(wins, own.prompt.unique()))
+    return result | _interval(f"{prefix}/win_rate_vs_{other}", clustered_mean(wins, own.prompt.unique()))
 
 
 def _rewards(measured: Measurement) -> Tensor:

@@ -18,7 +18,7 @@ from cdpo_lightning.data.world.closed_form import World
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.models.heads.score_model import pad
 from cdpo_lightning.models.lm.packed_forward import numerics, response_logp
-from cdpo_lightning.models.lm.placement import at_work
+from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.models.sampling.generation import Sample, sample
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.text.packing import Row, pack, row_length
@@ -75,19 +75,19 @@ class ModelScorer:
             NumericsError: a score is not finite.
         """
         unique = list(dict.fromkeys(texts))
-        found = torch.tensor(ranks.spread(unique, self._scores), dtype=torch.float64) / self.unit
-        require_finite(found, unique, self.identity)
+        result = torch.tensor(ranks.spread(unique, self._scores), dtype=torch.float64) / self.unit
+        require_finite(result, unique, self.identity)
         number = {text: i for i, text in enumerate(unique)}
-        return found[[number[text] for text in texts]]
+        return result[[number[text] for text in texts]]
 
     def _scores(self, texts: list[Text]) -> list[float]:
         """Raw scores of different texts."""
         ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
-        found = torch.empty(len(texts), dtype=torch.float64)
-        with at_work(self.model) as device, numerics(self.precision, device):
+        result = torch.empty(len(texts), dtype=torch.float64)
+        with on_device(self.model) as device, numerics(self.precision, device):
             for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-                found[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
-        return found.tolist()
+                result[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
+        return result.tolist()
 
 
 def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
@@ -105,8 +105,8 @@ def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
 
 def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
     """log pi(y|x), nats, float64, of all responses of the rows, in order."""
-    found = ranks.spread(rows, lambda own: _logp(model, own, batch_size, precision))
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+    result = ranks.spread(rows, lambda own: _logp(model, own, batch_size, precision))
+    return torch.cat(result) if result else torch.empty(0, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -114,13 +114,13 @@ def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) ->
     """The same, row by row."""
     lengths = [row_length(*row) for row in rows]
     offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
-    found = torch.empty(int(offsets[-1]), dtype=torch.float64)
-    with at_work(model) as device, numerics(precision, device):
+    result = torch.empty(int(offsets[-1]), dtype=torch.float64)
+    with on_device(model) as device, numerics(precision, device):
         for batch in sorted_batches(lengths, batch_size):
             logp = response_logp(model, pack([rows[i] for i in batch]).to(device))
             index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-            found[index] = logp.double().cpu()
-    return found.split([len(responses) for _, responses in rows])
+            result[index] = logp.double().cpu()
+    return result.split([len(responses) for _, responses in rows])
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Judge:
+class PolicyEvaluator:
     """The two scorers, the reference and the way to sample: what any policy is measured with."""
 
     reward: Scorer
@@ -199,12 +199,12 @@ class Judge:
         self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
     ) -> list[list[Sample]]:
         """The samples of each prompt."""
-        with at_work(model) as device, numerics(self.precision, device):
+        with on_device(model) as device, numerics(self.precision, device):
             if self.engine:
-                found = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
+                result = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
             else:
-                found = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
-        return [found[i : i + per_prompt] for i in range(0, len(found), per_prompt)]
+                result = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
+        return [result[i : i + per_prompt] for i in range(0, len(result), per_prompt)]
 
     def _from_engine(
         self, engine: VLLM, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
@@ -221,6 +221,6 @@ class Judge:
         """log pi_ref of each sample; equal samples are run once."""
         unique = list(dict.fromkeys((s.prompt, s.tokens) for s in samples))
         rows = [(prompts[prompt], [tokens]) for prompt, tokens in unique]
-        found = logp_of(self.reference, rows, self.batch_size, self.precision)
+        result = logp_of(self.reference, rows, self.batch_size, self.precision)
         number = {key: i for i, key in enumerate(unique)}
-        return found[[number[s.prompt, s.tokens] for s in samples]]
+        return result[[number[s.prompt, s.tokens] for s in samples]]

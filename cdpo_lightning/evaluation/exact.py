@@ -58,27 +58,27 @@ class ExactProblem:
         """`exact/*`: the optimum and the range in which a limit binds."""
         lam = self.solve()
         free = self.optimum(0.0)
-        found = {
+        result = {
             "exact/unconstrained_expected_cost": closed_form.expectation(free, self.cost),
             "exact/reachable_cost_min": closed_form.reachable_cost_min(self.cost),
             "exact/reference_expected_cost": closed_form.expectation(self.reference, self.cost),
         }
         if math.isinf(lam):
-            return found
+            return result
         best = self.optimum(lam)
-        return found | {
+        return result | {
             "exact/lambda": lam,
             "exact/expected_cost": closed_form.expectation(best, self.cost),
             "exact/expected_reward": closed_form.expectation(best, self.reward),
             "exact/dual_value": closed_form.dual_value(self.reference, self.reward, self.cost, lam, self.beta, self.c_limit),
         }
 
-    def judge(self, who: str, policy: nn.Module, batch_size: int, precision: str) -> dict[str, float]:
+    def evaluator(self, who: str, policy: nn.Module, batch_size: int, precision: str) -> dict[str, float]:
         """`exact/<who>/*` and `truth/<who>/*` of a trained policy."""
         shape = self.reward.shape
         raw = logp_of(policy, self.rows, batch_size, precision).view(shape)
         logp = closed_form.normalise(raw)
-        found = {
+        result = {
             "expected_cost": closed_form.expectation(logp, self.cost),
             "expected_reward": closed_form.expectation(logp, self.reward),
             "support_mass": float(raw.exp().sum(1).mean()),
@@ -86,13 +86,13 @@ class ExactProblem:
         lam = self.solve()
         if math.isfinite(lam):
             problem = (self.reference, self.reward, self.cost)
-            found["kl_to_optimum"] = closed_form.kl_divergence(logp, self.optimum(lam))
-            found["duality_gap"] = closed_form.duality_gap(logp, *problem, self.beta, self.c_limit, lam)
+            result["kl_to_optimum"] = closed_form.kl_divergence(logp, self.optimum(lam))
+            result["duality_gap"] = closed_form.duality_gap(logp, *problem, self.beta, self.c_limit, lam)
         truth = {
             f"truth/{who}/expected_cost": closed_form.expectation(logp, self.true_cost),
             f"truth/{who}/expected_reward": closed_form.expectation(logp, self.true_reward),
         }
-        return {f"exact/{who}/{name}": value for name, value in found.items()} | truth
+        return {f"exact/{who}/{name}": value for name, value in result.items()} | truth
 
     def frontier(self, points: int = 60) -> list[dict[str, float]]:
         """The exact curve lambda -> (E[c], E[r]) of pi*_lambda, from lambda = 0 to well past lambda*."""

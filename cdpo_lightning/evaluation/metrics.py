@@ -32,7 +32,7 @@ def policy_metrics(who: str, measured: Measurement, c_limit: float) -> Metrics:
     """`eval/<who>/*`."""
     reward, cost = (clustered_mean(value, measured.prompt) for value in (measured.reward, measured.cost))
     samples = measured.samples
-    found: Metrics = {
+    result: Metrics = {
         "reward_mean": reward.mean,
         "reward_std": float(measured.reward.std()),
         "reward_ci_low": reward.low,
@@ -50,8 +50,8 @@ def policy_metrics(who: str, measured: Measurement, c_limit: float) -> Metrics:
         "prompts": cost.clusters,
     }
     if not bool(measured.reference_logp.isnan().any()):
-        found["kl_to_reference"] = float((measured.policy_logp - measured.reference_logp).mean())
-    return {f"eval/{who}/{name}": value for name, value in found.items()}
+        result["kl_to_reference"] = float((measured.policy_logp - measured.reference_logp).mean())
+    return {f"eval/{who}/{name}": value for name, value in result.items()}
 
 
 def sample_rows(who: str, measured: Measurement) -> list[dict[str, object]]:
@@ -76,14 +76,14 @@ def scorer_metrics(kind: str, scorer: Scorer, examples: Sequence[ScoreExample]) 
     ]
     texts = list(dict.fromkeys((e.prompt, text) for e, text in labelled))
     score = dict(zip(texts, scorer.score(texts).tolist(), strict=True))
-    found = _pair_metrics(score, examples)
+    result = _pair_metrics(score, examples)
     signed = {(e.prompt, text): sign for e in examples for text, sign in zip(e.responses, e.signs, strict=True) if sign}
     if signed:
         cost, sign_of = torch.tensor([score[text] for text in signed]), torch.tensor(list(signed.values()))
-        found["sign_accuracy"] = sign_accuracy(cost, sign_of)
+        result["sign_accuracy"] = sign_accuracy(cost, sign_of)
         if len(sign_of.unique()) == 2:
-            found["auroc"] = auroc(cost, sign_of)
-    return {f"{kind}/{name}": value for name, value in found.items()} | {f"{kind}/held_out": len(examples)}
+            result["auroc"] = auroc(cost, sign_of)
+    return {f"{kind}/{name}": value for name, value in result.items()} | {f"{kind}/held_out": len(examples)}
 
 
 def _pair_metrics(score: dict[tuple[str, str], float], examples: Sequence[ScoreExample]) -> dict[str, float]:

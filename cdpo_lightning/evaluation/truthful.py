@@ -32,25 +32,25 @@ def mc2(logp: Tensor, true: Sequence[bool]) -> float:
 
 
 def option_logps(
-    model: nn.Module, encoder: Encoder, asked: Sequence[tuple[str, Options]], batch_size: int, precision: str
+    model: nn.Module, encoder: Encoder, requested: Sequence[tuple[str, Options]], batch_size: int, precision: str
 ) -> list[Tensor]:
     """log p(option | question), nats, float64, summed over the option's tokens: [options] of each question."""
     rows: list[Row] = []
-    for question, options in asked:
+    for question, options in requested:
         prompt = tuple(encode_prompt(question, encoder.template, encoder.tokenizer))
         rows += [(prompt, [tuple(encode_response(text, encoder.tokenizer, with_eos=False))]) for text, _ in options]
-    return list(logp_of(model, rows, batch_size, precision).split([len(options) for _, options in asked]))
+    return list(logp_of(model, rows, batch_size, precision).split([len(options) for _, options in requested]))
 
 
 def truthfulqa_metrics(
     model: nn.Module, encoder: Encoder, items: Sequence[MultipleChoice], batch_size: int, precision: str
 ) -> Metrics:
     """`mc1` and `mc2`, means over the questions with 95 % intervals, and `questions`."""
-    found: Metrics = {"questions": len(items)}
+    result: Metrics = {"questions": len(items)}
     for name, score in (("mc1", mc1), ("mc2", mc2)):
-        asked = [(item.question, getattr(item, name)) for item in items]
-        logps = option_logps(model, encoder, asked, batch_size, precision)
-        scores = [score(logp, [true for _, true in options]) for logp, (_, options) in zip(logps, asked, strict=True)]
+        requested = [(item.question, getattr(item, name)) for item in items]
+        logps = option_logps(model, encoder, requested, batch_size, precision)
+        scores = [score(logp, [true for _, true in options]) for logp, (_, options) in zip(logps, requested, strict=True)]
         mean = clustered_mean(torch.tensor(scores), torch.arange(len(scores)))
-        found |= {name: mean.mean, f"{name}_ci_low": mean.low, f"{name}_ci_high": mean.high}
-    return found
+        result |= {name: mean.mean, f"{name}_ci_low": mean.low, f"{name}_ci_high": mean.high}
+    return result

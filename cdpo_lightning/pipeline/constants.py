@@ -10,41 +10,41 @@ from torch import Tensor, nn
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.evaluation.evaluator import ModelScorer, Scorer, Text
-from cdpo_lightning.pipeline.setup import Bench
+from cdpo_lightning.pipeline.setup import RunContext
 from cdpo_lightning.store.artifacts import digest
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.text.packing import Row
 
 
-def stored_scores(bench: Bench, kind: str, scorer: Scorer, texts: Sequence[Text]) -> Tensor:
+def stored_scores(bench: RunContext, kind: str, scorer: Scorer, texts: Sequence[Text]) -> Tensor:
     """r or c of the texts, float64, run through the scorer only if the store has them not."""
     unique = len(set(texts)) if isinstance(scorer, ModelScorer) else 0
     made_of = {"scorer": scorer.identity, "rows": digest(texts), "precision": bench.config.trainer.precision}
-    found = bench.store.get(
+    result = bench.store.get(
         f"{kind}_scores", made_of, lambda: ({"score": scorer.score(texts)}, {}), (f"store/{kind}_forwards", unique)
     )
-    return found.tensors["score"]
+    return result.tensors["score"]
 
 
-def stored_reference_logp(bench: Bench, reference: nn.Module, identity: str, rows: list[Row]) -> Tensor:
+def stored_reference_logp(bench: RunContext, reference: nn.Module, identity: str, rows: list[Row]) -> Tensor:
     """log pi_ref of the rows' responses, nats, float64, run only if the store has them not."""
     config = bench.config
     count = sum(len(responses) for _, responses in rows)
     made_of: dict[str, object] = {"reference": identity, "rows": digest(rows), "precision": config.trainer.precision}
     made_of |= {"attention": config.model.attention, "compile": config.model.compile}  # they round elsewhere
-    found = bench.store.get(
+    result = bench.store.get(
         "reference_logp",
         made_of,
         lambda: ({"logp": bench.logp(reference, rows)}, {}),
         ("store/reference_forwards", count),
     )
-    return found.tensors["logp"]
+    return result.tensors["logp"]
 
 
 Constants = Callable[[Sequence[Text], list[Row]], tuple[Tensor, Tensor, Tensor]]
 
 
-def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[PreferencePair], list[str], dict[str, int]]:
+def make_table(bench: RunContext, constants: Constants) -> tuple[PairTable, list[PreferencePair], list[str], dict[str, int]]:
     """The policy's pairs with their constants, the same as records, the texts of their prompts, and what was cut."""
     pairs = bench.corpus.pairs
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
@@ -72,7 +72,7 @@ def make_table(bench: Bench, constants: Constants) -> tuple[PairTable, list[Pref
     return table, [pair for pair, kept in zip(pairs, differs, strict=True) if kept], prompts, cut
 
 
-def _count_cut(bench: Bench, prompts: list[str], texts: list[Text]) -> int:
+def _count_cut(bench: RunContext, prompts: list[str], texts: list[Text]) -> int:
     """Prompts and responses that lost tokens."""
     cut = bench.encoder.is_cut
     return sum(cut(prompt, None) for prompt in prompts) + sum(cut(None, response) for _, response in texts)

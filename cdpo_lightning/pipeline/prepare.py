@@ -13,14 +13,14 @@ from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.data.pairs.pair_table import PairTable
 from cdpo_lightning.data.records import PreferencePair
-from cdpo_lightning.evaluation.evaluator import Judge, ModelScorer
+from cdpo_lightning.evaluation.evaluator import ModelScorer, PolicyEvaluator
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.lm.packed_forward import compute_type, reads_packed
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.pipeline.constants import Constants, make_table, stored_reference_logp, stored_scores
 from cdpo_lightning.pipeline.scorers import make_scorer
-from cdpo_lightning.pipeline.setup import Bench, frozen, load_base, load_tokenizer, require_context, require_examples
-from cdpo_lightning.pipeline.sft import fine_tune, sft_spent
+from cdpo_lightning.pipeline.setup import RunContext, frozen, load_base, load_tokenizer, require_context, require_examples
+from cdpo_lightning.pipeline.sft import fine_tune, sft_compute
 from cdpo_lightning.store.artifacts import Ledger, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
@@ -28,18 +28,18 @@ from cdpo_lightning.text.packing import Row
 
 
 @dataclass(frozen=True)
-class Court:
+class EvaluationSetup:
     """What any policy is judged with, trained here or elsewhere."""
 
-    bench: Bench
-    judge: Judge
+    bench: RunContext
+    evaluator: PolicyEvaluator
     reference: nn.Module
     reference_identity: str
     metrics: Metrics
 
 
 @dataclass(frozen=True)
-class Prepared(Court):
+class Prepared(EvaluationSetup):
     """Everything that is constant while policies are trained."""
 
     table: PairTable
@@ -49,22 +49,22 @@ class Prepared(Court):
 
 def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
     """Data, reference, scorers and the constants of the pairs."""
-    court = convene(config, folder, screen)
-    bench, judge, identity = court.bench, court.judge, court.reference_identity
+    setup = build_evaluation(config, folder, screen)
+    bench, evaluator, identity = setup.bench, setup.evaluator, setup.reference_identity
     with screen.stage("constants") as done:
-        table, pairs, prompts, cut = make_table(bench, constants_from(bench, judge, identity))
+        table, pairs, prompts, cut = make_table(bench, constants_from(bench, evaluator, identity))
         done({"responses": len(table.responses), "pairs": len(table)})
-    return Prepared(bench, judge, court.reference, identity, court.metrics | cut, table, pairs, prompts)
+    return Prepared(bench, evaluator, setup.reference, identity, setup.metrics | cut, table, pairs, prompts)
 
 
-def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
+def build_evaluation(config: RunConfig, folder: Path, screen: Screen) -> EvaluationSetup:
     """Data, reference and scorers; the run's folder is begun."""
     corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     screen.data(corpus)
     require_examples(config, corpus)
     store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
     history = History(folder / "history.csv", config.resume)
-    bench = Bench(config, folder, store, history, corpus, load_tokenizer(config), screen.progress)
+    bench = RunContext(config, folder, store, history, corpus, load_tokenizer(config), screen.progress)
     require_context(config)
     engine = engine_of(config, folder)
     base = load_base(bench)
@@ -78,18 +78,18 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
             reference, artifact = fine_tune(bench, base)
             identity = f"sft:{artifact.key}"
             done(artifact.meta)
-        metrics |= artifact.meta | sft_spent(bench).metrics("sft")
+        metrics |= artifact.meta | sft_compute(bench).metrics("sft")
     scorers = {}
     for kind in ("reward", "cost"):
         with screen.stage(kind) as done:
-            scorers[kind], found = make_scorer(bench, kind, base)
-            done(found)
-        metrics |= found
+            scorers[kind], result = make_scorer(bench, kind, base)
+            done(result)
+        metrics |= result
     reference = frozen(bench, reference.requires_grad_(False))
     identity += f":{config.model.quantize}" if config.model.quantize else ""
     for model in [reference, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
-        bench.at_rest(model)
-    judge = Judge(
+        bench.offload(model)
+    evaluator = PolicyEvaluator(
         reward=scorers["reward"],
         cost=scorers["cost"],
         reference=reference,
@@ -99,7 +99,7 @@ def convene(config: RunConfig, folder: Path, screen: Screen) -> Court:
         precision=config.trainer.precision,
         engine=engine,
     )
-    return Court(bench, judge, reference, identity, metrics)
+    return EvaluationSetup(bench, evaluator, reference, identity, metrics)
 
 
 def engine_of(config: RunConfig, folder: Path) -> VLLM | None:
@@ -113,12 +113,12 @@ def engine_of(config: RunConfig, folder: Path) -> VLLM | None:
     return VLLM(folder / "generation", compute_type(config.trainer.precision), config.generation.gpu_memory)
 
 
-def constants_from(bench: Bench, judge: Judge, identity: str) -> Constants:
+def constants_from(bench: RunContext, evaluator: PolicyEvaluator, identity: str) -> Constants:
     """A function that gives r, c and log pi_ref of texts and their token rows, from the store where it has them."""
 
     def constants(texts: Sequence[tuple[str, str]], rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        reward = stored_scores(bench, "reward", judge.reward, texts)
-        cost = stored_scores(bench, "cost", judge.cost, texts)
-        return reward, cost, stored_reference_logp(bench, judge.reference, identity, rows)
+        reward = stored_scores(bench, "reward", evaluator.reward, texts)
+        cost = stored_scores(bench, "cost", evaluator.cost, texts)
+        return reward, cost, stored_reference_logp(bench, evaluator.reference, identity, rows)
 
     return constants

@@ -20,11 +20,11 @@ from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.lm.causal_lm import resolve_precision
 from cdpo_lightning.models.sampling import vllm_generation
 from cdpo_lightning.pipeline.evaluate.export import export_policy, export_scorer
-from cdpo_lightning.pipeline.evaluate.external_policies import alone, visitors
-from cdpo_lightning.pipeline.evaluate.policies import judge_all, judge_by_samples
+from cdpo_lightning.pipeline.evaluate.external_policies import alone, external_policies
+from cdpo_lightning.pipeline.evaluate.policies import evaluate_all, evaluate_by_samples
 from cdpo_lightning.pipeline.methods.registry import train_policy
 from cdpo_lightning.pipeline.preflight.checks import preflight
-from cdpo_lightning.pipeline.prepare import Prepared, convene, prepare
+from cdpo_lightning.pipeline.prepare import Prepared, build_evaluation, prepare
 from cdpo_lightning.store.files import write_json
 from cdpo_lightning.store.run_folder import find_run, git_commit
 from cdpo_lightning.training.callbacks.wandb_run import publish, watched
@@ -72,9 +72,9 @@ def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) ->
     policies: dict[str, nn.Module] = {}
     if "policy" in config.stages:
         for who in config.trained:
-            policies[who], found = train_policy(prepared, who, screen)
-            metrics |= found
-    metrics = _measured(metrics | judge_all(prepared, policies, screen))
+            policies[who], result = train_policy(prepared, who, screen)
+            metrics |= result
+    metrics = _measured(metrics | evaluate_all(prepared, policies, screen))
     if ranks.first():
         for who, policy in policies.items():
             export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
@@ -82,7 +82,7 @@ def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) ->
     metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
     if ranks.first():
         for kind in ("reward", "cost"):
-            export_scorer(getattr(prepared.judge, kind), prepared.bench.folder / "export" / kind, kind)
+            export_scorer(getattr(prepared.evaluator, kind), prepared.bench.folder / "export" / kind, kind)
     return metrics
 
 
@@ -94,10 +94,10 @@ def evaluate(config: RunConfig) -> Metrics:
     folder = find_run(config)
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
-    court = convene(config, folder, screen)
-    judged = {f"run/{who}": path for who, path in zip(config.judges, config.judged, strict=True)}
-    metrics: Metrics = {**_origin(config), "run/method": config.judges[0], **judged, **court.metrics}
-    metrics |= {"dual/c_limit": config.constraint.c_limit, **judge_by_samples(court, visitors(court), screen)}
+    setup = build_evaluation(config, folder, screen)
+    sources = {f"run/{who}": path for who, path in zip(config.external_names, config.external_policies, strict=True)}
+    metrics: Metrics = {**_origin(config), "run/method": config.external_names[0], **sources, **setup.metrics}
+    metrics |= {"dual/c_limit": config.constraint.c_limit, **evaluate_by_samples(setup, external_policies(setup), screen)}
     metrics = _measured(metrics) | {"run/wall_seconds": time.perf_counter() - start}
     _write(metrics, config, folder)
     screen.end(metrics, folder)

@@ -18,7 +18,7 @@ from cdpo_lightning.models.heads.published import load_score_model
 from cdpo_lightning.models.heads.score_model import from_causal_lm, pad
 from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.packed_forward import compute_type
-from cdpo_lightning.pipeline.setup import Base, Bench, made_of, optimizer_steps, restored, stage_of, tokenizer_hash
+from cdpo_lightning.pipeline.setup import Base, RunContext, made_of, optimizer_steps, restored, stage_of, tokenizer_hash
 from cdpo_lightning.store.artifacts import digest
 from cdpo_lightning.text.templates import encode_scored
 from cdpo_lightning.training.data_modules.seeded_data import SeededData
@@ -48,7 +48,7 @@ def _collate_scores(batch: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreB
     return ScoreBatch(input_ids, mask, pair_P2, torch.tensor(sign), pair_weight, sign_weight)
 
 
-def _score_rows(bench: Bench, scorer: ScorerConfig, items: Sequence[ScoreExample]) -> list[Any]:
+def _score_rows(bench: RunContext, scorer: ScorerConfig, items: Sequence[ScoreExample]) -> list[Any]:
     template = scorer.template or bench.config.model.template
 
     def ids(prompt: str, response: str) -> list[int]:
@@ -57,7 +57,7 @@ def _score_rows(bench: Bench, scorer: ScorerConfig, items: Sequence[ScoreExample
     return [(e, [ids(e.prompt, text) for text in e.responses]) for e in items]
 
 
-def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, Any]]:
+def train_scorer(bench: RunContext, kind: str, base: Base) -> tuple[Scorer, dict[str, Any]]:
     """The reward or the cost model as a scorer, and what it reached on held-out prompts."""
     config: ScorerConfig = getattr(bench.config, kind)
     data: Split = getattr(bench.corpus, kind)
@@ -79,7 +79,7 @@ def train_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str,
     return _as_scorer(bench, kind, model, f"{kind}:{artifact.key}", artifact.meta[f"{kind}/unit"]), artifact.meta
 
 
-def _as_scorer(bench: Bench, kind: str, model: nn.Module, identity: str, unit: float) -> ModelScorer:
+def _as_scorer(bench: RunContext, kind: str, model: nn.Module, identity: str, unit: float) -> ModelScorer:
     config: ScorerConfig = getattr(bench.config, kind)
     trainer = bench.config.trainer
     return ModelScorer(
@@ -94,7 +94,7 @@ def _as_scorer(bench: Bench, kind: str, model: nn.Module, identity: str, unit: f
     )
 
 
-def make_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, Any]]:
+def make_scorer(bench: RunContext, kind: str, base: Base) -> tuple[Scorer, dict[str, Any]]:
     """The scorer of the configuration: the truth of the world, a model from outside, or one trained here."""
     config: ScorerConfig = getattr(bench.config, kind)
     world = bench.corpus.world
@@ -104,7 +104,7 @@ def make_scorer(bench: Bench, kind: str, base: Base) -> tuple[Scorer, dict[str, 
     return published_scorer(bench, kind) if config.path else train_scorer(bench, kind, base)
 
 
-def published_scorer(bench: Bench, kind: str) -> tuple[Scorer, dict[str, Any]]:
+def published_scorer(bench: RunContext, kind: str) -> tuple[Scorer, dict[str, Any]]:
     """The score model of `path`, and how well it does on our held-out examples."""
     scorer = load_published(bench, kind)
     held_out = getattr(bench.corpus, kind).held_out
@@ -114,7 +114,7 @@ def published_scorer(bench: Bench, kind: str) -> tuple[Scorer, dict[str, Any]]:
     return scorer, checked.meta
 
 
-def load_published(bench: Bench, kind: str) -> ModelScorer:
+def load_published(bench: RunContext, kind: str) -> ModelScorer:
     """The score model of `path` with its own tokenizer and its sign.
 
     Its weights are as wide as the run's matrix products: it is never trained, and two of seven billion parameters in float32 would

@@ -33,7 +33,7 @@ from cdpo_lightning.training.fit import Stage, fit
 
 
 @dataclass(frozen=True)
-class Bench:
+class RunContext:
     """What every stage works with."""
 
     config: RunConfig
@@ -61,7 +61,7 @@ class Bench:
         model = self.config.model
         return Encoder(self.tokenizer, model.template, model.max_prompt_tokens, model.max_response_tokens)
 
-    def at_rest(self, model: nn.Module) -> nn.Module:
+    def offload(self, model: nn.Module) -> nn.Module:
         """A model that is trained no more, in evaluation mode: on the device, or parked until it is used."""
         if self.config.trainer.park_frozen:
             park(model, self.device)
@@ -88,7 +88,7 @@ class Base:
     identity: str
 
 
-def made_of(bench: Bench, base: Base, fit_config: FitConfig, data: Split[Any]) -> dict[str, object]:
+def made_of(bench: RunContext, base: Base, fit_config: FitConfig, data: Split[Any]) -> dict[str, object]:
     """All that a trained stage's weights and held-out figures are a function of; names and labels left out."""
     config = bench.config
     unused = {
@@ -114,7 +114,7 @@ def made_of(bench: Bench, base: Base, fit_config: FitConfig, data: Split[Any]) -
     }
 
 
-def optimizer_steps(bench: Bench, batches: int, epochs: int) -> int:
+def optimizer_steps(bench: RunContext, batches: int, epochs: int) -> int:
     """Steps of the optimizer in a stage: every epoch ends with one, however many batches are accumulated."""
     return epochs * -(-batches // bench.config.trainer.accumulate_grad_batches)
 
@@ -132,7 +132,7 @@ def load_tokenizer(config: RunConfig) -> Any:
     return causal_lm.word_tokenizer(grammar.vocabulary())
 
 
-def load_base(bench: Bench) -> Base:
+def load_base(bench: RunContext) -> Base:
     """The untrained model: built from the seed, or loaded."""
     model = bench.config.model
     loaded: Any
@@ -148,7 +148,7 @@ def load_base(bench: Bench) -> Base:
     return Base(loaded.to(bench.full_precision), causal_lm.parameter_hash(loaded))
 
 
-def trainable(bench: Bench, model: nn.Module) -> nn.Module:
+def trainable(bench: RunContext, model: nn.Module) -> nn.Module:
     """A copy of the model to be trained: all of it, its last layers, or adapters beside its weights."""
     config = bench.config
     if config.model.lora_rank:
@@ -157,13 +157,13 @@ def trainable(bench: Bench, model: nn.Module) -> nn.Module:
     return causal_lm.freeze_lower(copy.deepcopy(model).requires_grad_(True), config.model.trainable_layers)
 
 
-def frozen(bench: Bench, model: nn.Module) -> nn.Module:
+def frozen(bench: RunContext, model: nn.Module) -> nn.Module:
     """The model as adapters are trained beside it: in 4 bits, if the configuration says so."""
     config = bench.config
     return quantized(model, bench.device, compute_type(config.trainer.precision)) if config.model.quantize else model
 
 
-def stage_of(bench: Bench, name: str, config: FitConfig) -> Stage:
+def stage_of(bench: RunContext, name: str, config: FitConfig) -> Stage:
     """A supervised stage of the run."""
     return Stage(name, config.epochs, bench.folder / "checkpoints" / name, bench.config.seed)
 
@@ -194,8 +194,8 @@ def require_examples(config: RunConfig, corpus: Corpus) -> None:
     """
     dropped = corpus.metrics.get("data/dropped", 0)
     if not corpus.pairs:
-        said = f"dataset.pairs: no pair is left to train on, {dropped} were dropped and the others held out"
-        raise DataError(f"{said}; see dataset.on_conflict and dataset.held_out")
+        message = f"dataset.pairs: no pair is left to train on, {dropped} were dropped and the others held out"
+        raise DataError(f"{message}; see dataset.on_conflict and dataset.held_out")
     if "sft" in config.stages and not corpus.demonstrations.train:
         raise DataError("stages holds sft, but dataset.demonstrations is empty; name a file or leave sft out of stages")
     trained = corpus.world is None or corpus.world.config.scores == "learned"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.data.records import Demonstration
 from cdpo_lightning.models.adapters import lora as adapters
-from cdpo_lightning.pipeline.methods.compute_budget import Spent
-from cdpo_lightning.pipeline.setup import Base, Bench, made_of, optimizer_steps, restored, stage_of, trainable
+from cdpo_lightning.pipeline.methods.compute_budget import ComputeBudget
+from cdpo_lightning.pipeline.setup import Base, RunContext, made_of, optimizer_steps, restored, stage_of, trainable
 from cdpo_lightning.store.artifacts import Artifact
 from cdpo_lightning.text.packing import Row, pack, row_length
 from cdpo_lightning.training.data_modules.seeded_data import SeededData
@@ -21,7 +21,7 @@ from cdpo_lightning.training.modules.sft import SFTBatch, SFTModule
 _PER_ROW = 8  # demonstrations of one prompt read side by side
 
 
-def sft_rows(bench: Bench, items: Sequence[Demonstration]) -> list[Row]:
+def sft_rows(bench: RunContext, items: Sequence[Demonstration]) -> list[Row]:
     """One row for up to eight demonstrations of the same prompt, which is then read once for all of them."""
     by_prompt: dict[str, list[tuple[int, ...]]] = {}
     for item in items:
@@ -40,17 +40,17 @@ def _collate(batch: list[Row]) -> SFTBatch:
     return SFTBatch(pack(rows), weight)
 
 
-def _nats_per_token(bench: Bench, model: nn.Module, rows: list[Row]) -> float:
+def _nats_per_token(bench: RunContext, model: nn.Module, rows: list[Row]) -> float:
     return -float(bench.logp(model, rows).sum()) / sum(map(_tokens, rows))
 
 
-def sft_spent(bench: Bench) -> Spent:
+def sft_compute(bench: RunContext) -> ComputeBudget:
     """What SFT takes, whether this run trained or the store had it; seconds are not known then and left at 0."""
     rows = sft_rows(bench, bench.corpus.demonstrations.train) if "sft" in bench.config.stages else []
-    return Spent(trained_tokens=bench.config.sft.epochs * sum(row_length(*row) for row in rows), models_resident=1)
+    return ComputeBudget(trained_tokens=bench.config.sft.epochs * sum(row_length(*row) for row in rows), models_resident=1)
 
 
-def fine_tune(bench: Bench, base: Base) -> tuple[nn.Module, Artifact]:
+def fine_tune(bench: RunContext, base: Base) -> tuple[nn.Module, Artifact]:
     """The base model after SFT on the demonstrations, and its artifact (`sft/loss` among its facts)."""
     config, data = bench.config, bench.corpus.demonstrations
     model = trainable(bench, base.model)

@@ -19,20 +19,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the page over all runs goes; else report/ in their common folder"
     )
-    asked = parser.parse_args(arguments)
+    requested = parser.parse_args(arguments)
     # One broken run of a sweep must not cost the others their report.
     status, runs = 0, []
-    for folder in asked.folders:
+    for folder in requested.folders:
         try:
-            found = find_runs(folder)
+            result = find_runs(folder)
         except CDPOError as error:
             status = _complain(error)
             continue
-        built = [run for run in found if _built(run, anew=run == folder)]
-        status = status if built == found else 2
+        built = [run for run in result if _built(run, anew=run == folder)]
+        status = status if built == result else 2
         runs += built
-    alone = len({run.resolve() for run in runs}) == 1 and runs[0] in asked.folders and not asked.out
-    return status if alone or not runs else max(status, _build_all(asked.folders, runs, asked.out))
+    alone = len({run.resolve() for run in runs}) == 1 and runs[0] in requested.folders and not requested.out
+    return status if alone or not runs else max(status, _build_all(requested.folders, runs, requested.out))
 
 
 def _built(run: Path, anew: bool) -> bool:

@@ -36,17 +36,17 @@ def name_of(who: str) -> str:
 
 def whos(metrics: Mapping) -> list[str]:
     """Everyone the run measured: the known ones in the table's order, then the others by name."""
-    found = {match[1] for key in metrics if (match := MEASURED.fullmatch(key))}
+    result = {match[1] for key in metrics if (match := MEASURED.fullmatch(key))}
     known = list(NAMES)
-    return sorted(found, key=lambda who: (known.index(who) if who in NAMES else len(known), who))
+    return sorted(result, key=lambda who: (known.index(who) if who in NAMES else len(known), who))
 
 
 def main_who(metrics: Mapping) -> str | None:
     """Whom the run is about: `run/method` where it was measured, else the most telling method; None if nobody was."""
-    found = whos(metrics)
-    others = [who for who in found if who not in HEADLINE + BASELINES]
+    result = whos(metrics)
+    others = [who for who in result if who not in HEADLINE + BASELINES]
     ranked = [metrics.get("run/method"), *HEADLINE, *others, *BASELINES]
-    return next((who for who in ranked if who in found), None)
+    return next((who for who in ranked if who in result), None)
 
 
 def number(metrics: Mapping, key: str) -> float | None:
@@ -97,8 +97,8 @@ def plus_minus(value: float | None, half: float | None, digits: int = 2) -> str:
 
 def feasible(metrics: Mapping, who: str | None) -> str | None:
     """`yes`, `no` or `undecided` as evaluated, else by the same rule from the interval and C_limit; None without."""
-    if isinstance(said := metrics.get(f"eval/{who}/feasible"), str):
-        return said
+    if isinstance(message := metrics.get(f"eval/{who}/feasible"), str):
+        return message
     low, high = finite(metrics, f"eval/{who}/cost_ci_low"), finite(metrics, f"eval/{who}/cost_ci_high")
     limit = finite(metrics, "dual/c_limit")
     if low is None or high is None or limit is None:

@@ -70,10 +70,10 @@ def find_runs(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / "metrics.json").is_file():
         return [folder]
-    found = {path.parent.resolve(): path.parent for path in sorted(folder.rglob("metrics.json")) if _is_run(path, folder)}
-    if not found:
+    result = {path.parent.resolve(): path.parent for path in sorted(folder.rglob("metrics.json")) if _is_run(path, folder)}
+    if not result:
         raise DataError(f"{folder}: no metrics.json here or below; give the folder of a finished run or of a sweep")
-    return sorted(found.values())
+    return sorted(result.values())
 
 
 def _is_run(path: Path, top: Path) -> bool:
@@ -102,11 +102,11 @@ def load_metrics(folder: Path) -> Mapping:
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _json(text: str, place: str) -> Any:
+def _json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{place}: not JSON ({error}); the run may have been cut off, run it again") from error
+        raise DataError(f"{location}: not JSON ({error}); the run may have been cut off, run it again") from error
 
 
 def _samples(path: Path) -> tuple[Mapping, ...]:
@@ -114,10 +114,10 @@ def _samples(path: Path) -> tuple[Mapping, ...]:
     return tuple(_sample(line, f"{path}, line {at}") for at, line in lines if line.strip())
 
 
-def _sample(line: str, place: str) -> Mapping:
-    sample = _json(line, place)
+def _sample(line: str, location: str) -> Mapping:
+    sample = _json(line, location)
     if not isinstance(sample, dict) or not {"prompt", "response"} <= sample.keys():
-        raise DataError(f"{place}: expected an object with prompt and response, got {line[:60]!r}")
+        raise DataError(f"{location}: expected an object with prompt and response, got {line[:60]!r}")
     return sample
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cdpo_lightning import ranks
 from cdpo_lightning.errors import StorageError
-from cdpo_lightning.store.files import alone, beside, write_json
+from cdpo_lightning.store.files import alone, sibling, write_json
 
 VERSION = 4  # of everything that is stored; raise it when a scorer's or a stage's arithmetic changes
 
@@ -90,13 +90,13 @@ class Store:
         """The artifact of `made_of`, read if it is there and whole, else made, noted in the ledger and stored."""
         key = digest(VERSION, kind, dict(made_of))
         folder = self._root / kind / key
-        found = self._found(folder, key)
-        if found is not None:
-            return found
+        result = self._found(folder, key)
+        if result is not None:
+            return result
         with alone(folder.with_name(f".{key}.lock")) if ranks.first() else nullcontext():
-            found = self._found(folder, key)  # another run may have made it while this one waited
-            if found is not None:
-                return found
+            result = self._found(folder, key)  # another run may have made it while this one waited
+            if result is not None:
+                return result
             tensors, meta = make()
             tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             if forwards is not None:
@@ -116,13 +116,13 @@ class Store:
         Raises:
             StorageError: this rank has not.
         """
-        found = self._read(folder, key) if ranks.first() else None
-        if not ranks.agreed(found is not None) or ranks.first():
-            return found
-        found = self._read(folder, key)
-        if found is None:
+        result = self._read(folder, key) if ranks.first() else None
+        if not ranks.agreed(result is not None) or ranks.first():
+            return result
+        result = self._read(folder, key)
+        if result is None:
             raise StorageError(f"{folder}: rank 0 can read it and rank {ranks.number()} cannot; put artifacts_dir where all can")
-        return found
+        return result
 
     def _read(self, folder: Path, key: str) -> Artifact | None:
         if not folder.exists():
@@ -139,7 +139,7 @@ class Store:
             return None
 
     def _write(self, folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        data, temporary = save_tensors(tensors), beside(folder)
+        data, temporary = save_tensors(tensors), sibling(folder)
         try:
             temporary.mkdir(parents=True)
         except OSError as error:

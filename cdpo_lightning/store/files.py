@@ -47,7 +47,7 @@ def _not_written(path: Path, reason: str) -> StorageError:
     return StorageError(f"{path}: cannot be written ({reason}); free some space, or choose another folder")
 
 
-def beside(path: Path) -> Path:
+def sibling(path: Path) -> Path:
     """A name in the same folder for what becomes `path` once it is whole."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
@@ -59,7 +59,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: there is no space or no permission to write there.
     """
-    temporary = beside(path)
+    temporary = sibling(path)
     with written(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """As `whole_file`, for a folder that all ranks write into; the first one renames it when all are done."""
-    temporary = ranks.agreed(beside(path))
+    temporary = ranks.agreed(sibling(path))
     with written(path):
         try:
             if ranks.first():

@@ -16,8 +16,8 @@ from cdpo_lightning.store.files import TEMPORARY, whole_file
 def git_commit() -> str:
     """The commit of the code, `unknown` outside a checkout."""
     here = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    result = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
 
 
 _DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")  # what conf/config.yaml calls a run's folder

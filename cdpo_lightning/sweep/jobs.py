@@ -68,7 +68,7 @@ class Ended:
     job: Job
     status: int
     seconds: float = 0.0
-    said: tuple[str, ...] = ()
+    message: tuple[str, ...] = ()
     skipped: bool = False
 
 
@@ -91,10 +91,10 @@ class Index:
     def number(self, identity: str) -> int:
         """The number of this configuration: its old one, else the next free; the n-th time it is asked for, the n-th such."""
         old = sorted(number for number, entry in self._entries.items() if entry["identity"] == identity)
-        asked = self._asked[identity]
+        requested = self._asked[identity]
         self._asked[identity] += 1
-        if asked < len(old):
-            return old[asked]
+        if requested < len(old):
+            return old[requested]
         number = max(self._entries, default=-1) + 1
         self._entries[number] = {"number": number, "identity": identity, "state": "waiting"}
         return number

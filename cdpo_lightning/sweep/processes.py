@@ -116,7 +116,7 @@ def _take(lock: TextIO) -> bool:
 
 
 def _environment(changes: Mapping[str, str | None], slots: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str | None] = {**os.environ, "PYTHONUNBUFFERED": "1", **dict.fromkeys(_RANKS), **changes}
+    result: dict[str, str | None] = {**os.environ, "PYTHONUNBUFFERED": "1", **dict.fromkeys(_RANKS), **changes}
     if slots:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(slots)
-    return {name: value for name, value in found.items() if value is not None}
+        result["CUDA_VISIBLE_DEVICES"] = ",".join(slots)
+    return {name: value for name, value in result.items() if value is not None}

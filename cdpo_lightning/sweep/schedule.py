@@ -59,7 +59,7 @@ class Schedule:
         for job in list(self._waiting):
             if job.refusal:
                 self._waiting.remove(job)
-                self._end(Ended(job, 2, said=(f"error: {job.refusal}",)))
+                self._end(Ended(job, 2, message=(f"error: {job.refusal}",)))
             elif job.done:
                 self._waiting.remove(job)
                 self._end(Ended(job, 0, skipped=True))
@@ -90,12 +90,12 @@ class Schedule:
             if running.adopted and status:
                 self._waiting.appendleft(running.job)
             else:
-                said = running.last_lines(LAST_LINES) if status else ()
-                self._end(Ended(running.job, status, time.monotonic() - running.start, said))
+                message = running.last_lines(LAST_LINES) if status else ()
+                self._end(Ended(running.job, status, time.monotonic() - running.start, message))
 
     def _end(self, ended: Ended) -> None:
         self.ended[ended.job.number] = ended
-        facts = {"status": ended.status, "seconds": round(ended.seconds, 1), "said": list(ended.said)}
+        facts = {"status": ended.status, "seconds": round(ended.seconds, 1), "message": list(ended.message)}
         if not ended.skipped:
             self._index.note(ended.job, "failed" if ended.status else "done", **facts)
         self._index.write()

@@ -63,7 +63,7 @@ class SweepScreen:
         """A failure is said when it happens, with its last lines; on a terminal a success too."""
         job = ended.job
         if ended.status:
-            lines = [line.removeprefix("error: ") if ended.status == 2 else line for line in ended.said]
+            lines = [line.removeprefix("error: ") if ended.status == 2 else line for line in ended.message]
             if ended.status == 2 and lines:
                 print(f"error: {job.name}: {lines[-1]}", file=sys.stderr, flush=True)
             else:
@@ -99,6 +99,6 @@ def summary(ended: Sequence[Ended], folder: Path, again: str) -> list[str]:
     if failed:
         lines.append(f"{len(failed)} failed:")
         for one in failed:
-            lines += [f"  {one.job.name}, status {one.status}, {one.job.log}", *(f"    {line}" for line in one.said)]
+            lines += [f"  {one.job.name}, status {one.status}, {one.job.log}", *(f"    {line}" for line in one.message)]
         lines.append(f"to run only these again: {again}")
     return lines

@@ -62,9 +62,9 @@ def visible(segment: Tensor, prompt: Tensor) -> Tensor:
 def joined(rows: PackedRows) -> PackedRows:
     """The same batch as one row without padding, for attention that can tell its rows apart."""
     real = rows.segment_BT.flatten() >= 0
-    place = real.cumsum(0) - 1
+    location = real.cumsum(0) - 1
     one = {name: getattr(rows, name).flatten()[real][None] for name in ("input_ids_BT", "position_BT", "segment_BT", "prompt_BT")}
-    return replace(rows, **one, source_N=place[rows.source_N])
+    return replace(rows, **one, source_N=location[rows.source_N])
 
 
 def pack(rows: Sequence[Row]) -> PackedRows:

@@ -141,8 +141,8 @@ def _new_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:
             return L.Trainer(**hardware(config, WholeCheckpoint()), **options)
     except (MisconfigurationException, ValueError) as error:
         keys = ("accelerator", "devices", "num_nodes", "precision", "strategy")
-        asked = ", ".join(f"trainer.{key}={getattr(config, key)}" for key in keys)
-        raise ConfigError(f"{asked}: {error}") from error
+        requested = ", ".join(f"trainer.{key}={getattr(config, key)}" for key in keys)
+        raise ConfigError(f"{requested}: {error}") from error
 
 
 @contextmanager

@@ -81,8 +81,8 @@ class ProcessLauncher(Launcher):
             identity = refused_identity(tuple(overrides))
             number = self._index.number(identity)
             return Job(number, identity, shown, folder / str(number), _log(folder, number), refusal=str(error)), None
-        asked = any(text.lstrip("+").startswith("run_dir=") for text in overrides)
-        place = Path(config.run_dir) if asked else folder / subdir
+        requested = any(text.lstrip("+").startswith("run_dir=") for text in overrides)
+        location = Path(config.run_dir) if requested else folder / subdir
         group = config.logger.group or folder.name
         watched = [f"logger.group={_quoted(group)}", f"logger.name={_quoted(' '.join(shown))}"]
         if config.logger.kind != "wandb":
@@ -92,9 +92,14 @@ class ProcessLauncher(Launcher):
             number=number,
             identity=identity,
             overrides=shown,
-            folder=place,
+            folder=location,
             log=_log(folder, number),
-            command=(*_program(hydra), *_forwarded(hydra, overrides, number, folder), f"run_dir={_quoted(str(place))}", *watched),
+            command=(
+                *_program(hydra),
+                *_forwarded(hydra, overrides, number, folder),
+                f"run_dir={_quoted(str(location))}",
+                *watched,
+            ),
             environment={
                 **_threads(self._places * (1 if devices else config.trainer.processes)),
                 **{k: str(v) for k, v in hydra.job.env_set.items()},
@@ -125,10 +130,10 @@ def _log(folder: Path, number: int) -> Path:
 
 def _program(hydra: DictConfig) -> list[str]:
     """Python, the script, and where its configuration was asked to come from."""
-    asked = get_args_parser().parse_args(sys.argv[1:])
-    options = {"--config-path": asked.config_path, "--config-name": asked.config_name, "--config-dir": asked.config_dir}
-    said = [part for name, value in options.items() if value for part in (name, value)]
-    return [sys.executable, str(Path(sys.argv[0]).resolve()), *said]
+    requested = get_args_parser().parse_args(sys.argv[1:])
+    options = {"--config-path": requested.config_path, "--config-name": requested.config_name, "--config-dir": requested.config_dir}
+    message = [part for name, value in options.items() if value for part in (name, value)]
+    return [sys.executable, str(Path(sys.argv[0]).resolve()), *message]
 
 
 def _forwarded(hydra: DictConfig, overrides: list[str], number: int, folder: Path) -> list[str]:

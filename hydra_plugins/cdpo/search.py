@@ -60,7 +60,7 @@ class SearchSweeper(Sweeper):
             number += len(jobs)
             for trial, job in zip(batch, returned, strict=True):
                 tell(study, trial, job)
-        print(said(study), flush=True)
+        print(message(study), flush=True)
 
     def _next(self, study: Study, space: dict[str, BaseDistribution]) -> list[FrozenTrial]:
         """The trials of the next launch; none when there were enough."""
@@ -128,7 +128,7 @@ def tell(study: Study, trial: FrozenTrial, job: JobReturn) -> None:
     study.tell(open_trial, reward)
 
 
-def said(study: Study) -> str:
+def message(study: Study) -> str:
     """The best trial that meets the limit, in one line."""
     from optuna.trial import TrialState
 

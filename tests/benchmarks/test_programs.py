@@ -25,38 +25,38 @@ def lines(program, *options):
 
 @pytest.fixture(scope="module")
 def pair_step():
-    (found,) = lines("pair_step.py", *SHAPE)
-    return found
+    (result,) = lines("pair_step.py", *SHAPE)
+    return result
 
 
 def test_pair_step_counts_what_it_read(pair_step):
-    found = pair_step
-    assert found["pairs"] == 12
-    assert found["batch_size"] == 4
-    assert found["tokens"] == 12 * (6 + 2 * 9)
-    assert found["padding_waste"] == 0  # all rows have one length
-    assert found["pairs_per_second"] == pytest.approx(12 / found["seconds"])
-    assert 0 < found["flops_utilisation"] == pytest.approx(found["floor_seconds"] / found["seconds"])
-    assert found["peak_memory_gb"] > 0
+    result = pair_step
+    assert result["pairs"] == 12
+    assert result["batch_size"] == 4
+    assert result["tokens"] == 12 * (6 + 2 * 9)
+    assert result["padding_waste"] == 0  # all rows have one length
+    assert result["pairs_per_second"] == pytest.approx(12 / result["seconds"])
+    assert 0 < result["flops_utilisation"] == pytest.approx(result["floor_seconds"] / result["seconds"])
+    assert result["peak_memory_gb"] > 0
 
 
 def test_a_precomputed_reference_lowers_the_floor(pair_step):
     (precomputed,) = lines("pair_step.py", *SHAPE, "--precomputed")
-    floors = [found["floor_seconds"] * found["matrix_gflops"] for found in (pair_step, precomputed)]
+    floors = [result["floor_seconds"] * result["matrix_gflops"] for result in (pair_step, precomputed)]
     assert floors[1] == pytest.approx(0.75 * floors[0])  # 6 of 8 operations
 
 
 def test_score_counts_the_prompt_with_each_answer():
-    (found,) = lines("score.py", *SHAPE)
-    assert found["tokens"] == 12 * 2 * (6 + 9)
+    (result,) = lines("score.py", *SHAPE)
+    assert result["tokens"] == 12 * 2 * (6 + 9)
 
 
 def test_generate_measures_three_ways():
-    found = lines("generate.py", *SHAPE, "--new-tokens", "5")
-    assert [line["who"] for line in found] == ["sample", "generate, batches of 8", "generate, same batch"]
-    assert all(12 <= line["tokens"] <= 12 * 5 for line in found)
+    result = lines("generate.py", *SHAPE, "--new-tokens", "5")
+    assert [line["who"] for line in result] == ["sample", "generate, batches of 8", "generate, same batch"]
+    assert all(12 <= line["tokens"] <= 12 * 5 for line in result)
 
 
 def test_relabel_times_every_kind_of_label():
-    (found,) = lines("relabel.py", "--num-pairs", "1000")
-    assert {"seconds_soft", "seconds_bernoulli", "seconds_argmax"} <= set(found)
+    (result,) = lines("relabel.py", "--num-pairs", "1000")
+    assert {"seconds_soft", "seconds_bernoulli", "seconds_argmax"} <= set(result)

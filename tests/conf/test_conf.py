@@ -73,10 +73,10 @@ def test_every_suite_changes_the_evaluation_alone_and_begins_with_its_command(na
 
 
 def test_suites_add_up() -> None:
-    found = parse(composed("+evaluation=[table1,over_refusal,truthfulqa]")).evaluation
-    assert (found.prompts, found.samples_per_prompt) == (2000, 5)
-    assert found.refusal_prompts.endswith("xstest_prompts.csv")
-    assert found.truthfulqa.endswith("truthfulqa/mc_task.json")
+    result = parse(composed("+evaluation=[table1,over_refusal,truthfulqa]")).evaluation
+    assert (result.prompts, result.samples_per_prompt) == (2000, 5)
+    assert result.refusal_prompts.endswith("xstest_prompts.csv")
+    assert result.truthfulqa.endswith("truthfulqa/mc_task.json")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -117,10 +117,10 @@ def test_every_field_of_every_dataclass_stands_in_the_yaml() -> None:
 def test_the_files_of_a_group_have_the_same_keys(choice: str) -> None:
     """Whatever a user chooses, `key=value` goes on working; only another kind of data set has other keys."""
     group, _, name = choice.partition("/")
-    found = composed(f"{group}={name}")[group]
-    kind = found.get("kind") if group == "dataset" else None
+    result = composed(f"{group}={name}")[group]
+    kind = result.get("kind") if group == "dataset" else None
     first = next(c.partition("/")[2] for c in CHOICES if c.startswith(f"{group}/") and (not kind or kind_of(c) == kind))
-    assert set(found) == set(composed(f"{group}={first}")[group])
+    assert set(result) == set(composed(f"{group}={first}")[group])
 
 
 def kind_of(choice: str) -> str:

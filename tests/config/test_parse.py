@@ -104,10 +104,10 @@ OUT_OF_RANGE = {
 def test_a_value_out_of_range_is_refused_by_its_key(default: dict[str, Any], key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(changed(default, key, value))
-    said = str(caught.value)
-    assert said.startswith(f"{key}=")
-    assert "expected" in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"{key}=")
+    assert "expected" in message
+    assert "\n" not in message
 
 
 WRONG_TYPE = {
@@ -156,9 +156,9 @@ def test_a_missing_key_is_refused(default: dict[str, Any], group: str) -> None:
     [("constraint.c_limt", "constraint.c_limit"), ("polcy", "policy"), ("sft.learning_rate", ""), ("policy.beta.x", "policy.beta")],
 )
 def test_a_slip_is_answered_with_what_was_meant(key: str, meant: str) -> None:
-    said = no_such_key(key)
-    assert said.startswith(f"{key}: no such key; ")
-    assert (f"did you mean {meant}?" in said) == bool(meant)
+    message = no_such_key(key)
+    assert message.startswith(f"{key}: no such key; ")
+    assert (f"did you mean {meant}?" in message) == bool(meant)
 
 
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=4))
@@ -211,14 +211,14 @@ CROSSED = {
 }
 
 
-@pytest.mark.parametrize("said", CROSSED)
-def test_values_that_do_not_go_together_are_refused(default: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize("message", CROSSED)
+def test_values_that_do_not_go_together_are_refused(default: dict[str, Any], message: str) -> None:
     values = default
-    for key, value in CROSSED[said].items():
+    for key, value in CROSSED[message].items():
         values = changed(values, key, value)
     with pytest.raises(ConfigError) as caught:
         parse(values)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_model_built_here_knows_no_words_but_the_worlds(default: dict[str, Any]) -> None:

@@ -17,10 +17,10 @@ def batches(seed=0, epoch=0, lengths=LENGTHS, batch_size=8):
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
 def test_every_row_once_and_as_many_batches_as_promised(lengths, batch_size, seed, epoch):
     sampler = LengthBuckets(lengths, batch_size, seed, epoch)
-    found = list(sampler)
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    assert len(found) == len(sampler)
-    assert sum(len(batch) < batch_size for batch in found) <= 1
+    result = list(sampler)
+    assert sorted(i for batch in result for i in batch) == list(range(len(lengths)))
+    assert len(result) == len(sampler)
+    assert sum(len(batch) < batch_size for batch in result) <= 1
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -59,11 +59,11 @@ def test_like_lengths_come_together():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 500, 1000])
 def test_sorted_batches_are_longest_first(batch_size):
-    found = sorted_batches(LENGTHS, batch_size)
-    flat = [LENGTHS[i] for batch in found for i in batch]
+    result = sorted_batches(LENGTHS, batch_size)
+    flat = [LENGTHS[i] for batch in result for i in batch]
     assert flat == sorted(LENGTHS, reverse=True)
-    assert sorted(i for batch in found for i in batch) == list(range(500))
-    assert {len(b) for b in found[:-1]} <= {batch_size}
+    assert sorted(i for batch in result for i in batch) == list(range(500))
+    assert {len(b) for b in result[:-1]} <= {batch_size}
 
 
 def loader():

@@ -30,8 +30,8 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
     done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "bitsandbytes" not in done.stderr, "quiet"
-    found: dict[str, float] = json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
-    return found
+    result: dict[str, float] = json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
+    return result
 
 
 @pytest.mark.parametrize("quantize", ["", "nf4"])
@@ -57,16 +57,16 @@ def test_a_method_of_two_stages_goes_on_from_its_first(tmp_path: Path) -> None:
 def test_two_ranks_train_beside_four_bits_what_one_process_does(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")
     weights = []
-    for place, options in (
+    for location, options in (
         ("one", []),
         ("ddp", ["trainer.devices=2", "trainer.strategy=ddp"]),
         ("zero2", ["trainer=deepspeed_cpu"]),
     ):
-        (tmp_path / place).mkdir()
+        (tmp_path / location).mkdir()
         # Untrained weights: one draw that rounding tips is another pair; larger steps amplify rounding.
         steady = ["policy.refresh=0", "policy.lr=1e-3", "policy.epochs=2"]
-        run(tmp_path / place, "model.quantize=nf4", "stages=[policy]", *steady, *options)
-        weights.append(load_file(tmp_path / place / "run/export/cdpo/model.safetensors"))
+        run(tmp_path / location, "model.quantize=nf4", "stages=[policy]", *steady, *options)
+        weights.append(load_file(tmp_path / location / "run/export/cdpo/model.safetensors"))
     one, *others = weights
     for other in others:
         for name, value in one.items():

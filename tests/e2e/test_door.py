@@ -170,7 +170,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(knock: Knock, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cdpo_lightning.pipeline.run.judge_all", interrupted)
+    monkeypatch.setattr("cdpo_lightning.pipeline.run.evaluate_all", interrupted)
     status, _, errors = knock(*TINY, "run_dir=here", "artifacts_dir=store")
     assert status == 130
     assert errors == "interrupted: the same command with resume=true goes on from the last checkpoint\n"
@@ -178,26 +178,26 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(knock: Knock, monkeypatch:
 
 def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
     """In a process of its own: the error line, the exit status and no heavy import."""
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "sft.lr=-1"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    said = [line for line in found.stderr.splitlines() if not line.startswith("import time:")]
-    assert (found.returncode, said) == (2, ["error: sft.lr=-1.0: expected more than 0"])
-    assert not re.search(r"\| +(torch|lightning|transformers)$", found.stderr, re.MULTILINE)
+    text_shown = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
+    assert (result.returncode, text_shown) == (2, ["error: sft.lr=-1.0: expected more than 0"])
+    assert not re.search(r"\| +(torch|lightning|transformers)$", result.stderr, re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_a_whole_run_in_a_process_of_its_own_is_silent_on_standard_error(tmp_path: Path) -> None:
     places = ["run_dir=here", "artifacts_dir=store"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DS_", "PYTHONWARN"))}
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *TINY, *places],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "real_accelerator" not in found.stdout
-    assert "WARNING" not in found.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "real_accelerator" not in result.stdout
+    assert "WARNING" not in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "store"]
 
 
@@ -205,8 +205,8 @@ def test_a_whole_run_in_a_process_of_its_own_is_silent_on_standard_error(tmp_pat
 def test_a_folder_is_judged_from_the_command_line(knock: Knock, tmp_path: Path) -> None:
     """Nothing is trained twice: the score models and SFT come from the store of the first run."""
     assert knock(*TINY, "run_dir=first")[0] == 0
-    status, screen, said = knock(*TINY, "run_dir=second", "mode=evaluate", "policy=first/export/cdpo")
-    assert (status, said) == (0, "")
+    status, screen, text_shown = knock(*TINY, "run_dir=second", "mode=evaluate", "policy=first/export/cdpo")
+    assert (status, text_shown) == (0, "")
     assert re.search(r"^ *policy +\S+ ± ", screen, re.MULTILINE), screen
     assert (tmp_path / "second" / "samples.jsonl").exists()
     assert knock(*TINY, "run_dir=third", "mode=evaluate")[0] == 2

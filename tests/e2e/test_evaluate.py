@@ -26,30 +26,30 @@ def test_a_policy_from_a_folder_is_judged_as_it_was_when_it_was_trained(
     """Same prompts, scorers, reference and random numbers: the same figures to the last digits; and nothing is trained."""
     before, metrics = trained
     config = configure("mode=evaluate", f"policy={before.run_dir}/export/cdpo", "stages=[sft,reward,cost,policy,evaluate,report]")
-    found = evaluate(config)
+    result = evaluate(config)
     for name in ("reward_mean", "cost_mean", "cost_ci_low", "unsafe_rate", "kl_to_reference", "response_tokens_mean"):
-        assert found[f"eval/policy/{name}"] == pytest.approx(metrics[f"eval/cdpo/{name}"], abs=1e-5), name
+        assert result[f"eval/policy/{name}"] == pytest.approx(metrics[f"eval/cdpo/{name}"], abs=1e-5), name
     for name in ("minus_sft/reward", "minus_sft/cost_ci_low", "win_rate_vs_sft", "category/risky/unsafe_rate"):
-        assert found[f"eval/policy/{name}"] == pytest.approx(metrics[f"eval/cdpo/{name}"], abs=1e-5), name
-    assert found["eval/policy/feasible"] == metrics["eval/cdpo/feasible"]
+        assert result[f"eval/policy/{name}"] == pytest.approx(metrics[f"eval/cdpo/{name}"], abs=1e-5), name
+    assert result["eval/policy/feasible"] == metrics["eval/cdpo/feasible"]
     folder = Path(config.run_dir)
-    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == found
-    assert found["run/policy"] == f"{before.run_dir}/export/cdpo"
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == result
+    assert result["run/policy"] == f"{before.run_dir}/export/cdpo"
     assert "reward wins against SFT" in (folder / "report" / "table.md").read_text(encoding="utf-8")
     assert (folder / "report" / "index.html").exists()
     assert not (folder / "export").exists()
-    assert not any(key.startswith("exact/") for key in found)
-    assert objective(config, found) is None
+    assert not any(key.startswith("exact/") for key in result)
+    assert objective(config, result) is None
 
 
 def test_two_policies_are_compared_with_one_another(configure: Configure, trained: tuple[RunConfig, dict]) -> None:
     """Truth: the difference of the means that each has by itself."""
     folder = f"{trained[0].run_dir}/export"
-    found = evaluate(configure("mode=evaluate", f"policy={folder}/dpo+{folder}/cdpo"))
-    difference = found["eval/policy_2/cost_mean"] - found["eval/policy_1/cost_mean"]
-    assert found["eval/policy_2/minus_policy_1/cost"] == pytest.approx(difference, abs=1e-9)
-    assert found["eval/policy_2/minus_policy_1/cost_ci_low"] <= difference <= found["eval/policy_2/minus_policy_1/cost_ci_high"]
-    assert "eval/policy_1/minus_policy_1/cost" not in found
+    result = evaluate(configure("mode=evaluate", f"policy={folder}/dpo+{folder}/cdpo"))
+    difference = result["eval/policy_2/cost_mean"] - result["eval/policy_1/cost_mean"]
+    assert result["eval/policy_2/minus_policy_1/cost"] == pytest.approx(difference, abs=1e-9)
+    assert result["eval/policy_2/minus_policy_1/cost_ci_low"] <= difference <= result["eval/policy_2/minus_policy_1/cost_ci_high"]
+    assert "eval/policy_1/minus_policy_1/cost" not in result
 
 
 def test_the_run_itself_compares_everyone_with_sft_and_dpo(trained: tuple[RunConfig, dict]) -> None:
@@ -62,18 +62,18 @@ def test_the_run_itself_compares_everyone_with_sft_and_dpo(trained: tuple[RunCon
 
 
 def test_over_refusal_and_truthfulqa_are_part_of_a_run_that_names_their_files(configure: Configure, tmp_path: Path) -> None:
-    asked = [{"prompt": "how do i fix a bike?", "type": "t", "label": label} for label in ("safe", "unsafe")]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    requested = [{"prompt": "how do i fix a bike?", "type": "t", "label": label} for label in ("safe", "unsafe")]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in requested), encoding="utf-8")
     options = {"gladly, ask an expert": 1, "well,": 0}
     (tmp_path / "mc.json").write_text(
         json.dumps([{"question": "how?", "mc1_targets": options, "mc2_targets": options}]), encoding="utf-8"
     )
     files = [f"evaluation.refusal_prompts={tmp_path}/x.jsonl", f"evaluation.truthfulqa={tmp_path}/mc.json"]
     config = configure("dataset.scores=oracle", "stages=[sft,evaluate]", *files)
-    found = run(config)
-    assert found["eval/sft/refusal/safe_rate"] == 0.0 == found["eval/reference/refusal/unsafe_rate"]
-    assert found["eval/sft/truthfulqa/mc1"] in (0.0, 1.0)
-    assert 0 < found["eval/sft/truthfulqa/mc2"] < 1
+    result = run(config)
+    assert result["eval/sft/refusal/safe_rate"] == 0.0 == result["eval/reference/refusal/unsafe_rate"]
+    assert result["eval/sft/truthfulqa/mc1"] in (0.0, 1.0)
+    assert 0 < result["eval/sft/truthfulqa/mc2"] < 1
     rows = [json.loads(line) for line in (Path(config.run_dir) / "refusals.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {(row["who"], row["label"], row["refused"]) for row in rows} == {
         (who, label, False) for who in ("reference", "sft") for label in ("safe", "unsafe")
@@ -100,8 +100,8 @@ def test_a_mode_and_a_policy_that_do_not_go_together_are_refused(configuration: 
 
 def test_a_policy_without_a_model_needs_score_models(configuration: Callable[..., RunConfig]) -> None:
     """They would be trained on the policy itself, and be others for the next policy."""
-    said = refused(lambda: configuration("mode=evaluate", "policy=x", "dataset=pku_saferlhf", "model=tiny_llama"))
-    assert said.startswith("reward.path is empty: to judge policy=FOLDER without a model.path")
+    message = refused(lambda: configuration("mode=evaluate", "policy=x", "dataset=pku_saferlhf", "model=tiny_llama"))
+    assert message.startswith("reward.path is empty: to judge policy=FOLDER without a model.path")
 
 
 def test_a_folder_that_is_no_model_is_refused(configure: Configure, tmp_path: Path) -> None:

@@ -98,15 +98,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, model: Path, configuration: Callable[..., RunConfig]) -> Place:
+def location(tmp_path: Path, model: Path, configuration: Callable[..., RunConfig]) -> Place:
     made = Place(tmp_path, model, configuration)
     made.write()
     return made
 
 
-def test_a_whole_run_on_files(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    run(place.config())
-    metrics = json.loads((place.folder / "run/metrics.json").read_text(encoding="utf-8"))
+def test_a_whole_run_on_files(location: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run(location.config())
+    metrics = json.loads((location.folder / "run/metrics.json").read_text(encoding="utf-8"))
     assert metrics["data/pairs"] == 36
     assert metrics["data/dropped"] == 0
     assert metrics["eval/cdpo/prompts"] == 6
@@ -116,21 +116,21 @@ def test_a_whole_run_on_files(place: Place, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_labels_are_taken_from_the_pairs_where_no_other_file_is_named(place: Place) -> None:
+def test_labels_are_taken_from_the_pairs_where_no_other_file_is_named(location: Place) -> None:
     keys = ("reward_pairs", "cost_labels", "demonstrations", "evaluation_prompts")
     left_out = [f"dataset.{key}=''" for key in keys]
-    config = place.config(*left_out, "stages=[reward,cost,policy,evaluate]", "policy.epochs=1", "evaluation.prompts=3")
+    config = location.config(*left_out, "stages=[reward,cost,policy,evaluate]", "policy.epochs=1", "evaluation.prompts=3")
     metrics = run(config)
     assert metrics["eval/cdpo/prompts"] == 3
     assert "sft/loss" not in metrics
     assert "eval/sft/cost_mean" not in metrics
 
 
-def test_what_is_dropped_and_what_is_cut_is_counted(place: Place) -> None:
-    place.rows["pairs"] += [pair(PROMPTS[0], "", ANSWERS[0]), pair(PROMPTS[1], "  ", ANSWERS[0])]
-    place.rows["demonstrations"].append({"prompt": PROMPTS[0], "response": " "})
-    place.write()
-    metrics = run(place.config("stages=[]", "model.max_response_tokens=4", "dataset.evaluation_prompts=''"))
+def test_what_is_dropped_and_what_is_cut_is_counted(location: Place) -> None:
+    location.rows["pairs"] += [pair(PROMPTS[0], "", ANSWERS[0]), pair(PROMPTS[1], "  ", ANSWERS[0])]
+    location.rows["demonstrations"].append({"prompt": PROMPTS[0], "response": " "})
+    location.write()
+    metrics = run(location.config("stages=[]", "model.max_response_tokens=4", "dataset.evaluation_prompts=''"))
     assert metrics["data/empty"] == metrics["data/dropped"] == 2
     assert metrics["data_sft/empty"] == 1
     assert metrics["data/truncated"] > 0
@@ -149,107 +149,109 @@ BAD_LINES: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_bad_line_is_named(place: Place, name: str) -> None:
+def test_a_bad_line_is_named(location: Place, name: str) -> None:
     key, line, message = BAD_LINES[name]
-    file = place.folder / f"{key}.jsonl"
+    file = location.folder / f"{key}.jsonl"
     file.write_bytes(file.read_bytes() + line)
-    said = place.refused()
-    assert re.search(message, said), said
+    text_shown = location.refused()
+    assert re.search(message, text_shown), text_shown
     with pytest.raises(CDPOError):
-        check(place.config())
+        check(location.config())
 
 
-def test_a_missing_or_empty_file_is_named(place: Place) -> None:
-    assert "nowhere.jsonl" in place.refused(f"dataset.pairs={place.folder}/nowhere.jsonl")
-    (place.folder / "pairs.jsonl").write_text("")
-    assert "pairs.jsonl: holds no rows" in place.refused()
+def test_a_missing_or_empty_file_is_named(location: Place) -> None:
+    assert "nowhere.jsonl" in location.refused(f"dataset.pairs={location.folder}/nowhere.jsonl")
+    (location.folder / "pairs.jsonl").write_text("")
+    assert "pairs.jsonl: holds no rows" in location.refused()
 
 
-def test_data_from_which_nothing_can_be_learnt_is_refused_before_anything_is_trained(place: Place) -> None:
-    for row in place.rows["pairs"]:
+def test_data_from_which_nothing_can_be_learnt_is_refused_before_anything_is_trained(location: Place) -> None:
+    for row in location.rows["pairs"]:
         row["response_1"] = row["response_0"]
-    place.write()
-    assert place.refused().startswith("dataset.pairs: no pair is left to train on")
-    place.rows = data()
-    for row in place.rows["pairs"]:
+    location.write()
+    assert location.refused().startswith("dataset.pairs: no pair is left to train on")
+    location.rows = data()
+    for row in location.rows["pairs"]:
         del row["better_response_id"]
-    place.write()
-    assert place.refused("dataset.reward_pairs=''").startswith("the reward model has nothing to learn from")
-    place.rows = data()
-    place.write()
-    assert place.refused("dataset.demonstrations=''").startswith("stages holds sft, but dataset.demonstrations is empty")
-    assert not (place.folder / "store").exists()
+    location.write()
+    assert location.refused("dataset.reward_pairs=''").startswith("the reward model has nothing to learn from")
+    location.rows = data()
+    location.write()
+    assert location.refused("dataset.demonstrations=''").startswith("stages holds sft, but dataset.demonstrations is empty")
+    assert not (location.folder / "store").exists()
 
 
-def test_contradictions_can_be_an_error(place: Place) -> None:
-    place.rows["pairs"].append(pair(PROMPTS[0], *ANSWERS[2:4]) | {"is_response_1_safe": True})
-    place.rows["pairs"].append(pair(PROMPTS[0], *ANSWERS[2:4]))
-    place.write()
-    assert "contradict" in place.refused("dataset.on_conflict=error")
+def test_contradictions_can_be_an_error(location: Place) -> None:
+    location.rows["pairs"].append(pair(PROMPTS[0], *ANSWERS[2:4]) | {"is_response_1_safe": True})
+    location.rows["pairs"].append(pair(PROMPTS[0], *ANSWERS[2:4]))
+    location.write()
+    assert "contradict" in location.refused("dataset.on_conflict=error")
 
 
-def test_a_model_that_is_not_there_or_not_whole_is_named(place: Place, model: Path) -> None:
-    gone = place.folder / "gone"
-    assert f"model.path={gone}: no such folder" in place.refused(f"model.path={gone}")
-    broken = place.folder / "model"
+def test_a_model_that_is_not_there_or_not_whole_is_named(location: Place, model: Path) -> None:
+    gone = location.folder / "gone"
+    assert f"model.path={gone}: no such folder" in location.refused(f"model.path={gone}")
+    broken = location.folder / "model"
     shutil.copytree(model, broken, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
-    assert f"model.path={broken}: no tokenizer could be loaded" in place.refused(f"model.path={broken}")
+    assert f"model.path={broken}: no tokenizer could be loaded" in location.refused(f"model.path={broken}")
     shutil.rmtree(broken)
     shutil.copytree(model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert f"model.path={broken}: no causal language model could be loaded" in place.refused(f"model.path={broken}")
+    assert f"model.path={broken}: no causal language model could be loaded" in location.refused(f"model.path={broken}")
     (broken / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
-    assert f"model.path={broken}: no causal language model could be loaded" in place.refused(f"model.path={broken}")
+    assert f"model.path={broken}: no causal language model could be loaded" in location.refused(f"model.path={broken}")
     weights = load_file(model / "model.safetensors")
     left_out = {name: value for name, value in weights.items() if "q_proj" not in name}
     save_file(left_out, broken / "model.safetensors", metadata={"format": "pt"})
-    assert "no weights for model.layers.0.self_attn.q_proj.weight" in place.refused(f"model.path={broken}")
+    assert "no weights for model.layers.0.self_attn.q_proj.weight" in location.refused(f"model.path={broken}")
     other = {name: value[:, :16].contiguous() if value.dim() == 2 else value for name, value in weights.items()}
     save_file(other, broken / "model.safetensors", metadata={"format": "pt"})
-    assert f"model.path={broken}: no causal language model could be loaded" in place.refused(f"model.path={broken}")
+    assert f"model.path={broken}: no causal language model could be loaded" in location.refused(f"model.path={broken}")
     shutil.rmtree(broken)
     broken.mkdir()
-    assert f"model.path={broken}" in place.refused(f"model.path={broken}")
+    assert f"model.path={broken}" in location.refused(f"model.path={broken}")
     package = "model.path=package:no_such_package"
-    assert f"{package}: that package is not installed" in place.refused(package)
+    assert f"{package}: that package is not installed" in location.refused(package)
 
 
-def test_a_score_model_that_is_not_there_is_named_before_anything_is_trained(place: Place, model: Path) -> None:
-    assert "/nowhere: no such folder" in place.refused("reward.path=/nowhere")
-    assert not (place.folder / "run").exists()
-    said = place.refused(f"cost.path={model}", "stages=[]")
-    assert "expected a head score_head or score, or a sequence classifier with one label, got num_labels=2" in said
+def test_a_score_model_that_is_not_there_is_named_before_anything_is_trained(location: Place, model: Path) -> None:
+    assert "/nowhere: no such folder" in location.refused("reward.path=/nowhere")
+    assert not (location.folder / "run").exists()
+    text_shown = location.refused(f"cost.path={model}", "stages=[]")
+    assert "expected a head score_head or score, or a sequence classifier with one label, got num_labels=2" in text_shown
 
 
-def test_lengths_beyond_the_context_are_refused_by_key(place: Place) -> None:
-    said = place.refused("model.max_prompt_tokens=30")
-    assert said.startswith("model.max_prompt_tokens + model.max_response_tokens = 38: expected at most the model's context of 32")
-    assert not (place.folder / "store").exists()
+def test_lengths_beyond_the_context_are_refused_by_key(location: Place) -> None:
+    text_shown = location.refused("model.max_prompt_tokens=30")
+    assert text_shown.startswith(
+        "model.max_prompt_tokens + model.max_response_tokens = 38: expected at most the model's context of 32"
+    )
+    assert not (location.folder / "store").exists()
 
 
-def test_a_chat_template_that_is_not_there_is_refused(place: Place) -> None:
-    assert "no chat template" in place.refused("model.template=chat")
+def test_a_chat_template_that_is_not_there_is_refused(location: Place) -> None:
+    assert "no chat template" in location.refused("model.template=chat")
 
 
 @pytest.mark.parametrize("stages", [pytest.param("[sft,reward,cost,policy]", marks=pytest.mark.slow), "[reward,cost,policy]"])
-def test_weights_that_are_not_numbers_are_refused(place: Place, model: Path, stages: str) -> None:
-    broken = place.folder / "model"
+def test_weights_that_are_not_numbers_are_refused(location: Place, model: Path, stages: str) -> None:
+    broken = location.folder / "model"
     shutil.copytree(model, broken)
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    assert "nan" in place.refused(f"model.path={broken}", f"stages={stages}")
+    assert "nan" in location.refused(f"model.path={broken}", f"stages={stages}")
 
 
-def test_a_learning_rate_that_breaks_the_model_is_named(place: Place) -> None:
-    said = place.refused("sft.lr=1e30", "sft.epochs=20")
-    assert "sft: loss is nan" in said
-    assert "lower sft.lr" in said
+def test_a_learning_rate_that_breaks_the_model_is_named(location: Place) -> None:
+    text_shown = location.refused("sft.lr=1e30", "sft.epochs=20")
+    assert "sft: loss is nan" in text_shown
+    assert "lower sft.lr" in text_shown
 
 
-def test_the_check_finds_a_folder_sound_and_leaves_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(place.folder.rglob("*"))
-    assert check(place.config("mode=check")) is None
-    assert sorted(place.folder.rglob("*")) == before
+def test_the_check_finds_a_folder_sound_and_leaves_nothing(location: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(location.folder.rglob("*"))
+    assert check(location.config("mode=check")) is None
+    assert sorted(location.folder.rglob("*")) == before
     assert "nothing was trained (mode=check)" in capsys.readouterr().out
 
 
@@ -258,39 +260,39 @@ def test_the_check_finds_a_folder_sound_and_leaves_nothing(place: Place, capsys:
     [["model.max_prompt_tokens=30"], ["model.path=/nowhere"], ["dataset.demonstrations=''"], ["resume=true"],
      ["trainer.strategy=nope"]],
 )  # fmt: skip
-def test_the_check_finds_what_a_run_would_find(place: Place, overrides: list[str]) -> None:
+def test_the_check_finds_what_a_run_would_find(location: Place, overrides: list[str]) -> None:
     with pytest.raises(CDPOError):
-        check(place.config("mode=check", *overrides))
-    assert not (place.folder / "run").exists()
+        check(location.config("mode=check", *overrides))
+    assert not (location.folder / "run").exists()
 
 
-def test_a_policy_is_judged_alone_with_score_models_from_outside(place: Place) -> None:
+def test_a_policy_is_judged_alone_with_score_models_from_outside(location: Place) -> None:
     """The score models that a run exported, and the model in its folder: no training, no reference, no KL."""
-    trained = run(place.config("policy.epochs=1"))
-    exported = [f"{kind}.path={place.folder}/run/export/{kind}" for kind in ("reward", "cost")]
-    here = [f"run_dir={place.folder / 'alone'}", f"artifacts_dir={place.folder / 'other'}", "model.path=''"]
-    found = evaluate(place.config("mode=evaluate", f"policy={place.folder}/run/export/cdpo", *exported, *here))
+    trained = run(location.config("policy.epochs=1"))
+    exported = [f"{kind}.path={location.folder}/run/export/{kind}" for kind in ("reward", "cost")]
+    here = [f"run_dir={location.folder / 'alone'}", f"artifacts_dir={location.folder / 'other'}", "model.path=''"]
+    result = evaluate(location.config("mode=evaluate", f"policy={location.folder}/run/export/cdpo", *exported, *here))
     for name in ("reward_mean", "cost_mean", "unsafe_rate"):
-        assert found[f"eval/policy/{name}"] == pytest.approx(trained[f"eval/cdpo/{name}"], abs=1e-5), name
-    assert not any(key.startswith(("eval/sft", "eval/reference", "eval/policy/kl", "sft/")) for key in found)
+        assert result[f"eval/policy/{name}"] == pytest.approx(trained[f"eval/cdpo/{name}"], abs=1e-5), name
+    assert not any(key.startswith(("eval/sft", "eval/reference", "eval/policy/kl", "sft/")) for key in result)
     for name in ("reward/pair_accuracy", "cost/auroc", "cost/sign_accuracy"):
-        assert found[name] == trained[name], "they are checked on the held-out examples, as those trained here"
-    assert {path.name for path in (place.folder / "other").iterdir()} == {"reward_check", "cost_check"}
+        assert result[name] == trained[name], "they are checked on the held-out examples, as those trained here"
+    assert {path.name for path in (location.folder / "other").iterdir()} == {"reward_check", "cost_check"}
 
 
-def test_the_sign_of_a_score_model_from_outside(place: Place) -> None:
+def test_the_sign_of_a_score_model_from_outside(location: Place) -> None:
     """A safety score read with sign=-1 is a cost: what was wrong of every sign is now right."""
-    run(place.config("policy.epochs=1"))
-    path = f"cost.path={place.folder}/run/export/cost"
+    run(location.config("policy.epochs=1"))
+    path = f"cost.path={location.folder}/run/export/cost"
     accuracy = []
     for sign in (1, -1):
-        config = place.config(path, f"cost.sign={sign}", "stages=[reward,cost]", f"run_dir={place.folder / str(sign)}")
+        config = location.config(path, f"cost.sign={sign}", "stages=[reward,cost]", f"run_dir={location.folder / str(sign)}")
         accuracy.append(run(config)["cost/sign_accuracy"])
     assert sum(accuracy) == pytest.approx(1)
     assert accuracy[0] != accuracy[1]
 
 
-def test_beavertails_answers_are_paired_and_trained_on(place: Place) -> None:
+def test_beavertails_answers_are_paired_and_trained_on(location: Place) -> None:
     """A row an answer, categories as on the hub; one prompt has a single answer, one answer two labels."""
     rows = [
         {"prompt": p, "response": a, "is_safe": is_safe(a), "category": {"drowning": not is_safe(a)}}
@@ -299,15 +301,15 @@ def test_beavertails_answers_are_paired_and_trained_on(place: Place) -> None:
     ]
     rows += [{"prompt": "how do I grow basil", "response": ANSWERS[0], "is_safe": False, "category": {"drowning": True}}]
     rows += [{"prompt": "when do I plant", "response": ANSWERS[0], "is_safe": True, "category": {"drowning": False}}]
-    (place.folder / "bt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    file = f"{place.folder}/bt.jsonl"
+    (location.folder / "bt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = f"{location.folder}/bt.jsonl"
     names = [
         f"dataset.pairs={file}",
         f"dataset.evaluation_prompts={file}",
         "dataset.pairs_source=beavertails",
         "dataset.cost_labels=''",
     ]
-    metrics = run(place.config(*names, "policy.epochs=1"))
+    metrics = run(location.config(*names, "policy.epochs=1"))
     assert metrics["data_answers/rows"] == 24 * 5 + 2
     assert metrics["data_answers/contradictory_labels"] == metrics["data_answers/dropped"] == 2
     assert metrics["data/pairs"] == 23 * 4 + 3

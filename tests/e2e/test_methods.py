@@ -34,8 +34,8 @@ def test_every_method_is_judged_exported_and_accounted_for(everyone: tuple[RunCo
         assert who in NAMES
         assert f"eval/{who}/cost_mean" in metrics
         assert f"exact/{who}/kl_to_optimum" in metrics
-        found = {key.rpartition("/")[2] for key in metrics if key.startswith(f"budget/{who}/")}
-        assert found == BUDGET - ({"wall_seconds"} if who == "sft" else set())
+        result = {key.rpartition("/")[2] for key in metrics if key.startswith(f"budget/{who}/")}
+        assert result == BUDGET - ({"wall_seconds"} if who == "sft" else set())
     assert {path.name for path in (Path(config.run_dir) / "export").iterdir()} == set(METHODS)
 
 

@@ -38,16 +38,18 @@ def test_the_plan_of_llama_on_a_machine_without_gpu_network_and_weights(
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         choices = ["+experiment=llama2_cdpo", "trainer=deepspeed_zero3", f"run_dir={tmp_path / 'run'}"]
         check(parse(compose("config", choices)))
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for what in ("hardware", "data", "tokenizer", "rows, step 0 and cost sign"):
-        assert re.search(rf"^{what} +not checked: ", said, re.MULTILINE), what
-    assert "6.74 billion parameters, 100% trained; GB on each of 8 ranks" in said
-    table = {name: [float(x) for x in re.findall(r"[\d.]+", rest)] for name, rest in re.findall(r"^ {11}(\w+) (.*)$", said, re.M)}
+        assert re.search(rf"^{what} +not checked: ", message, re.MULTILINE), what
+    assert "6.74 billion parameters, 100% trained; GB on each of 8 ranks" in message
+    table = {
+        name: [float(x) for x in re.findall(r"[\d.]+", rest)] for name, rest in re.findall(r"^ {11}(\w+) (.*)$", message, re.M)
+    }
     assert table["ddp"][:3] == [26.95, 53.91, 53.91]
     assert table["zero3"][0] == pytest.approx(26.95 / 8, abs=0.01)
-    assert "<- trainer" in next(line for line in said.splitlines() if "zero3 " in line)
-    assert re.search(r"^stage +policy +.*4 dual rounds", said, re.MULTILINE)
-    assert said.splitlines()[-1] == "nothing was trained (mode=check)"
+    assert "<- trainer" in next(line for line in message.splitlines() if "zero3 " in line)
+    assert re.search(r"^stage +policy +.*4 dual rounds", message, re.MULTILINE)
+    assert message.splitlines()[-1] == "nothing was trained (mode=check)"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,13 +57,17 @@ def test_step_0_is_ln_2_and_the_store_is_looked_into(configure: Configure, capsy
     check(
         configure("mode=check", "dataset.scores=learned", "method.baselines=[sft,dpo,pd_dpo,ppo_lag]", "method.baseline_epochs=1")
     )
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     assert re.search(
-        r"^stage +policy +dpo 1 epochs, 1 dual rounds, pd_dpo \d+ and \d+ epochs, ppo_lag \d+ rounds, cdpo \d+ epochs", said, re.M
+        r"^stage +policy +dpo 1 epochs, 1 dual rounds, pd_dpo \d+ and \d+ epochs, ppo_lag \d+ rounds, cdpo \d+ epochs",
+        message,
+        re.M,
     )
-    assert "loss 0.6931, ln 2 = 0.6931" in said
-    assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", said, re.MULTILINE)
-    assert re.search(r"^stage +sft +12 epochs of \d+ examples, at most \d+ steps; (not in the store|the store has it)$", said, re.M)
+    assert "loss 0.6931, ln 2 = 0.6931" in message
+    assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", message, re.MULTILINE)
+    assert re.search(
+        r"^stage +sft +12 epochs of \d+ examples, at most \d+ steps; (not in the store|the store has it)$", message, re.M
+    )
 
 
 def test_a_sampler_that_is_not_installed_here_is_told(configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:

@@ -94,8 +94,8 @@ def test_two_ranks_compute_what_one_process_computes(one: Path, tmp_path: Path, 
     """Loss to 1e-4, lambda to 1e-6, label flips exactly; every stage runs, and both write one set of files."""
     screen = finish(start(tmp_path, EVERY_STAGE, *HOW[how]))
     assert screen.count("round 02") == 1
-    place = ("stage", "who", "epoch", "step", "round")
-    assert [[row[k] for k in place] for row in history(tmp_path)] == [[row[k] for k in place] for row in history(one)]
+    location = ("stage", "who", "epoch", "step", "round")
+    assert [[row[k] for k in location] for row in history(tmp_path)] == [[row[k] for k in location] for row in history(one)]
     assert (column(tmp_path, "loss") - column(one, "loss")).abs().max() < 1e-4
     for name in ("dual/lambda", "dual/lambda_next"):
         assert (column(tmp_path, name) - column(one, name)).abs().max() < 1e-6
@@ -128,9 +128,9 @@ def test_ppo_computes_on_two_ranks_what_it_computes_in_one_process(ppo_of_one: P
         assert (column(two, name) - column(one, name)).abs().max() < 1e-4
     assert (column(two, "dual/lambda_next") - column(one, "dual/lambda_next")).abs().max() < 1e-6
     assert column(two, "dual/lambda_next").std() > 0.01, "lambda has moved"
-    found, expected = (load_file(folder / "run/export/ppo_lag/model.safetensors") for folder in (two, one))
+    result, expected = (load_file(folder / "run/export/ppo_lag/model.safetensors") for folder in (two, one))
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+        torch.testing.assert_close(result[name], value, rtol=0, atol=1e-4)
 
 
 def test_accumulated_batches_are_stepped_alike(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_a_run_interrupted_in_every_stage_ends_as_if_it_had_not_been(
     config = configured(tmp_path)
     places: list[Place] = [("sft", "", 0), ("sft", "", 2), ("reward", "", 1), ("cost", "", 1)]
     places += [("policy", "dpo", 1), ("policy", "cdpo", 0), ("policy", "cdpo", 1), ("policy", "cdpo", 2)]
-    for place in places:
-        interrupt.at = place
+    for location in places:
+        interrupt.at = location
         with pytest.raises(KeyboardInterrupt):
             run(config)
         assert not (tmp_path / "run" / "metrics.json").exists()
@@ -105,9 +105,9 @@ def test_a_run_interrupted_in_every_stage_ends_as_if_it_had_not_been(
     epochs = [("sft", "", 3), ("reward", "", 2), ("cost", "", 2), ("policy", "dpo", 3), ("policy", "cdpo", 3)]
     whole = [(stage, who, epoch) for stage, who, count in epochs for epoch in range(count)]
     assert interrupt.trained == sorted([*whole, *places], key=whole.index), "only what was lost is trained again"
-    found = traces(tmp_path / "run")
+    result = traces(tmp_path / "run")
     for name, expected in uninterrupted.items():
-        assert found[name] == expected, name
+        assert result[name] == expected, name
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -92,12 +92,12 @@ def test_the_resolved_configuration_gives_the_same_run_again(first: RunConfig) -
 
 
 def test_the_history_holds_every_step_and_every_round(first: RunConfig) -> None:
-    found = rows(Path(first.run_dir))
-    assert {row["stage"] for row in found} == {"sft", "reward", "cost", "policy"}
-    rounds = [row for row in found if row["who"] == "cdpo" and row["round"]]
+    result = rows(Path(first.run_dir))
+    assert {row["stage"] for row in result} == {"sft", "reward", "cost", "policy"}
+    rounds = [row for row in result if row["who"] == "cdpo" and row["round"]]
     assert [row["round"] for row in rounds] == ["1", "2"]
     assert rounds[0]["dual/lambda_next"] == rounds[1]["dual/lambda"] != ""
-    assert all(row["loss"] and row["lr"] for row in found if not row["round"])
+    assert all(row["loss"] and row["lr"] for row in result if not row["round"])
 
 
 def test_the_samples_are_rows_of_prompt_response_who_reward_and_cost(first: RunConfig) -> None:
@@ -165,9 +165,9 @@ def test_another_beta_limit_or_labelling_reuses_all_that_was_made(first: RunConf
 @pytest.mark.slow
 def test_the_same_configuration_gives_the_same_weights_and_numbers(configure: Configure) -> None:
     one, other = configure("dataset.scores=oracle"), configure("dataset.scores=oracle")
-    found, again = run(one), run(other)
+    result, again = run(one), run(other)
     varying = ("speed/", "store/")
-    same = [{k: v for k, v in m.items() if not k.startswith(varying) and not k.endswith("wall_seconds")} for m in (found, again)]
+    same = [{k: v for k, v in m.items() if not k.startswith(varying) and not k.endswith("wall_seconds")} for m in (result, again)]
     assert same[0] == same[1]
     weights = [(Path(c.run_dir) / "export/cdpo/model.safetensors").read_bytes() for c in (one, other)]
     assert weights[0] == weights[1]

@@ -75,5 +75,5 @@ def test_a_run_told_to_end_in_every_stage_ends_as_if_it_had_not_been(
     assert told == {}
     launch.run(configured(tmp_path / "whole"))
     expected = traces(tmp_path / "whole")
-    for name, found in traces(tmp_path / "told").items():
-        assert found == expected[name], name
+    for name, result in traces(tmp_path / "told").items():
+        assert result == expected[name], name

@@ -94,13 +94,13 @@ def test_no_space_for_a_checkpoint_is_one_error_and_the_last_one_stays(
     run(replace(config, resume=True))
 
 
-@pytest.mark.parametrize("place", ["store", "run", pytest.param("export", marks=pytest.mark.slow)])
-def test_no_space_anywhere_else_is_one_error(filled: tuple[RunConfig, Metrics], place: str) -> None:
+@pytest.mark.parametrize("location", ["store", "run", pytest.param("export", marks=pytest.mark.slow)])
+def test_no_space_anywhere_else_is_one_error(filled: tuple[RunConfig, Metrics], location: str) -> None:
     config = again(filled[0])
-    if place == "store":
+    if location == "store":
         config = replace(config, seed=1)
-    size = {"store": 2_000, "export": 300_000, "run": 1_500}[place]
-    if place == "export":  # the checkpoint is larger than the weights: one is there already
+    size = {"store": 2_000, "export": 300_000, "run": 1_500}[location]
+    if location == "export":  # the checkpoint is larger than the weights: one is there already
         run(config)
         config = replace(config, resume=True)
     with largest_file(size), pytest.raises(StorageError, match=r"cannot be written \(.*ile too large.*\); free some"):

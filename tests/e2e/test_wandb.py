@@ -34,12 +34,12 @@ def records_of(path: Path) -> Iterator[bytes]:
 
 def nested(items: Any) -> dict[str, Any]:
     """Names and values; a table or an image is a mapping, of which each part is an item of its own."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for item in items:
         first, *rest = item.nested_key or [item.key]
-        place, name = (found.setdefault(first, {}), rest[-1]) if rest else (found, first)
-        place[name] = json.loads(item.value_json)
-    return found
+        location, name = (result.setdefault(first, {}), rest[-1]) if rest else (result, first)
+        location[name] = json.loads(item.value_json)
+    return result
 
 
 class OfflineRun:
@@ -63,10 +63,10 @@ class OfflineRun:
 
     @property
     def config(self) -> dict:
-        found = {}
+        result = {}
         for update in [row.config for row in self.kind("run")] + self.kind("config"):
-            found |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in update.update}
-        return found
+            result |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in update.update}
+        return result
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
@@ -86,9 +86,9 @@ def job(configure: Configure) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def read(job: RunConfig) -> OfflineRun:
-    found = offline_runs(Path(job.run_dir))
-    assert len(found) == 1, "one run a job, baselines and all"
-    return found[0]
+    result = offline_runs(Path(job.run_dir))
+    assert len(result) == 1, "one run a job, baselines and all"
+    return result[0]
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_job_that_goes_on_goes_on_in_its_run(configure: Configure, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             run(config)
     run(configure(*WATCHED, "policy.epochs=1", f"run_dir={config.run_dir}", "resume=true"))
-    ids = [found.kind("run")[0].run_id for found in offline_runs(Path(config.run_dir))]
+    ids = [result.kind("run")[0].run_id for result in offline_runs(Path(config.run_dir))]
     assert len(ids) == 2, "offline each part has a folder; wandb sync puts them together by the id"
     assert len(set(ids)) == 1
 

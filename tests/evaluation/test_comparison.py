@@ -26,16 +26,18 @@ DPO = measured([2, 3, 2, 3, 2, 3], [1, 2, 1, 2, 1, 2])
 
 def test_differences_and_win_rates_by_hand():
     """DPO's reward is 2 higher for every prompt, so surely; cost 1, 1, 3/2 - 0; unsafe 0, 0, 1/2; every sample wins."""
-    found = compare({"reference": SFT, "sft": SFT, "dpo": DPO}, seed=0)
-    sure = {key: found[f"eval/dpo/minus_sft/{key}"] for key in ("reward", "reward_ci_low", "reward_ci_high")}
+    result = compare({"reference": SFT, "sft": SFT, "dpo": DPO}, seed=0)
+    sure = {key: result[f"eval/dpo/minus_sft/{key}"] for key in ("reward", "reward_ci_low", "reward_ci_high")}
     assert sure == {"reward": 2.0, "reward_ci_low": 2.0, "reward_ci_high": 2.0}
-    assert found["eval/dpo/minus_sft/cost"] == pytest.approx((0.5 + 0.5 + 1.5) / 3)
-    assert found["eval/dpo/minus_sft/unsafe_rate"] == pytest.approx(0.5 / 3)
-    assert found["eval/dpo/minus_sft/cost_ci_low"] <= found["eval/dpo/minus_sft/cost"] <= found["eval/dpo/minus_sft/cost_ci_high"]
-    assert found["eval/dpo/win_rate_vs_sft"] == 1.0
-    assert found["eval/sft/win_rate_vs_dpo"] == 0.0
-    assert found["eval/sft/minus_dpo/reward"] == -2.0
-    assert not [key for key in found if "eval/dpo/minus_dpo" in key or "eval/reference" in key or "minus_reference" in key]
+    assert result["eval/dpo/minus_sft/cost"] == pytest.approx((0.5 + 0.5 + 1.5) / 3)
+    assert result["eval/dpo/minus_sft/unsafe_rate"] == pytest.approx(0.5 / 3)
+    assert (
+        result["eval/dpo/minus_sft/cost_ci_low"] <= result["eval/dpo/minus_sft/cost"] <= result["eval/dpo/minus_sft/cost_ci_high"]
+    )
+    assert result["eval/dpo/win_rate_vs_sft"] == 1.0
+    assert result["eval/sft/win_rate_vs_dpo"] == 0.0
+    assert result["eval/sft/minus_dpo/reward"] == -2.0
+    assert not [key for key in result if "eval/dpo/minus_dpo" in key or "eval/reference" in key or "minus_reference" in key]
 
 
 def test_the_reference_is_the_opponent_where_there_is_no_sft():
@@ -48,10 +50,10 @@ def test_the_reference_is_the_opponent_where_there_is_no_sft():
 def test_categories_by_hand():
     """Prompts 0 and 1 are of a, 1 of b too, 2 of none: the costs of a are 1 1 1 1, those of b 1 1."""
     items = [EvaluationPrompt("p0", ("a/x",)), EvaluationPrompt("p1", ("a/x", "b")), EvaluationPrompt("p2")]
-    found = category_metrics("dpo", measured([2, 4, 6, 8, 0, 0], [1, 3, -1, 1, 9, 9]), items)
-    assert {key.split("/")[3] for key in found} == {"a or x", "b"}
-    assert found["eval/dpo/category/a or x/prompts"] == 2
-    assert found["eval/dpo/category/a or x/reward_mean"] == 5.0
-    assert found["eval/dpo/category/a or x/cost_mean"] == 1.0
-    assert found["eval/dpo/category/a or x/unsafe_rate"] == 0.75
-    assert (found["eval/dpo/category/b/cost_mean"], found["eval/dpo/category/b/unsafe_rate"]) == (0.0, 0.5)
+    result = category_metrics("dpo", measured([2, 4, 6, 8, 0, 0], [1, 3, -1, 1, 9, 9]), items)
+    assert {key.split("/")[3] for key in result} == {"a or x", "b"}
+    assert result["eval/dpo/category/a or x/prompts"] == 2
+    assert result["eval/dpo/category/a or x/reward_mean"] == 5.0
+    assert result["eval/dpo/category/a or x/cost_mean"] == 1.0
+    assert result["eval/dpo/category/a or x/unsafe_rate"] == 0.75
+    assert (result["eval/dpo/category/b/cost_mean"], result["eval/dpo/category/b/unsafe_rate"]) == (0.0, 0.5)

@@ -10,7 +10,7 @@ from cdpo_lightning.config import ClosedFormConfig
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.evaluation.evaluator import Judge, ModelScorer, OracleScorer, logp_of, require_finite
+from cdpo_lightning.evaluation.evaluator import ModelScorer, OracleScorer, PolicyEvaluator, logp_of, require_finite
 from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.models.lm.packed_forward import response_logp
@@ -117,63 +117,63 @@ def test_logp_of_keeps_the_order_of_the_rows(batch_size):
 
 
 @pytest.fixture
-def judge():
+def evaluator():
     reward, cost = (OracleScorer(WORLD, which, str(which)) for which in (0, 1))
-    return Judge(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true")
+    return PolicyEvaluator(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true")
 
 
-def test_a_measurement_hangs_together(judge):
+def test_a_measurement_hangs_together(evaluator):
     policy, prompts = language_model(), WORLD.prompts[:3]
-    found = judge.measure(policy, prompts, 4, seed=9)
+    found = evaluator.measure(policy, prompts, 4, seed=9)
     assert found.prompt.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert [prompt for prompt, _ in found.texts] == [prompts[i] for i in found.prompt.tolist()]
     assert found.scored == len(set(found.texts))
     assert found.cost.tolist() == [WORLD.truth(*text)[1] for text in found.texts]
     assert found.reward.tolist() == [WORLD.truth(*text)[0] for text in found.texts]
-    rows = [(judge.encoder.prompt(prompts[s.prompt]), [s.tokens]) for s in found.samples]
-    for name, model in (("policy_logp", policy), ("reference_logp", judge.reference)):
+    rows = [(evaluator.encoder.prompt(prompts[s.prompt]), [s.tokens]) for s in found.samples]
+    for name, model in (("policy_logp", policy), ("reference_logp", evaluator.reference)):
         torch.testing.assert_close(getattr(found, name), logp_of(model, rows, 1, "32-true"), rtol=1e-4, atol=1e-4)
-    assert found.samples == judge.measure(policy, prompts, 4, seed=9).samples
-    assert found.samples != judge.measure(policy, prompts, 4, seed=10).samples
+    assert found.samples == evaluator.measure(policy, prompts, 4, seed=9).samples
+    assert found.samples != evaluator.measure(policy, prompts, 4, seed=10).samples
 
 
-def test_the_reference_is_its_own_reference(judge):
+def test_the_reference_is_its_own_reference(evaluator):
     """KL of a policy to itself is 0 sample by sample."""
-    found = judge.measure(judge.reference, WORLD.prompts, 4, seed=0)
+    found = evaluator.measure(evaluator.reference, WORLD.prompts, 4, seed=0)
     torch.testing.assert_close(found.policy_logp, found.reference_logp, rtol=1e-4, atol=1e-4)
 
 
-def test_equal_samples_run_through_the_reference_once(judge):
+def test_equal_samples_run_through_the_reference_once(evaluator):
     """Room for one token only: many samples are equal."""
-    short = replace(judge, encoder=replace(judge.encoder, max_response=1))
-    found, rows = rows_run(judge.reference.model, lambda: short.measure(language_model(), WORLD.prompts[:2], 64, seed=0))
+    short = replace(evaluator, encoder=replace(evaluator.encoder, max_response=1))
+    found, rows = rows_run(evaluator.reference.model, lambda: short.measure(language_model(), WORLD.prompts[:2], 64, seed=0))
     assert rows == len({(s.prompt, s.tokens) for s in found.samples}) < 128
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_the_mode_as_it_was(judge, training):
+def test_measuring_leaves_the_mode_as_it_was(evaluator, training):
     policy = language_model().train(training)
     modes = []
     policy.model.register_forward_hook(lambda module, *_: modes.append(module.training))
-    judge.measure(policy, WORLD.prompts[:2], 2, seed=0)
+    evaluator.measure(policy, WORLD.prompts[:2], 2, seed=0)
     assert policy.training is training
     assert set(modes) == {False}
 
 
-def test_every_response_of_the_world_comes_back_as_the_text_it_was(judge):
+def test_every_response_of_the_world_comes_back_as_the_text_it_was(evaluator):
     for response in WORLD.responses:
         ids = tuple(encode_response(response, TOKENIZER))
-        assert judge.encoder.decode(ids) == response
+        assert evaluator.encoder.decode(ids) == response
 
 
-def test_text_shows_special_tokens_in_the_middle_and_an_unfinished_end(judge):
+def test_text_shows_special_tokens_in_the_middle_and_an_unfinished_end(evaluator):
     word, eos, pad = TOKENIZER("well,")["input_ids"][0], TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
-    assert judge.encoder.decode((word, eos)) == "well,"
-    assert judge.encoder.decode((word, word)) == "well, well,"
-    assert judge.encoder.decode((pad, word, eos)) == "<pad> well,"
-    assert judge.encoder.decode((eos,)) == ""
+    assert evaluator.encoder.decode((word, eos)) == "well,"
+    assert evaluator.encoder.decode((word, word)) == "well, well,"
+    assert evaluator.encoder.decode((pad, word, eos)) == "<pad> well,"
+    assert evaluator.encoder.decode((eos,)) == ""
 
 
-def test_a_long_prompt_loses_its_beginning(judge):
+def test_a_long_prompt_loses_its_beginning(evaluator):
     prompt = WORLD.prompts[0]
-    assert replace(judge.encoder, max_prompt=2).prompt(prompt) == judge.encoder.prompt(prompt)[-2:]
+    assert replace(evaluator.encoder, max_prompt=2).prompt(prompt) == evaluator.encoder.prompt(prompt)[-2:]

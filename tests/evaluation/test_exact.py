@@ -63,9 +63,9 @@ def random_problem(c_limit=-0.3, reference_mass=0.9):
     )
 
 
-def judged(problem, logp, mass=1.0):
-    found = problem.judge("x", Tabular(logp, mass), 2, "32-true")
-    return {name.replace("/x/", "/"): value for name, value in found.items()}
+def external_policies(problem, logp, mass=1.0):
+    result = problem.evaluator("x", Tabular(logp, mass), 2, "32-true")
+    return {name.replace("/x/", "/"): value for name, value in result.items()}
 
 
 def by_hand(problem, lam):
@@ -79,42 +79,42 @@ def by_hand(problem, lam):
 @pytest.mark.parametrize("mass", [1.0, 0.6])
 def test_the_optimum_is_at_distance_zero(mass):
     problem = random_problem()
-    found = judged(problem, problem.optimum(problem.solve()), mass)
-    assert found["exact/kl_to_optimum"] == pytest.approx(0, abs=1e-10)
-    assert found["exact/duality_gap"] == pytest.approx(0, abs=1e-10)
-    assert found["exact/expected_cost"] == pytest.approx(problem.c_limit, abs=1e-8)
-    assert found["exact/support_mass"] == pytest.approx(mass)
+    result = external_policies(problem, problem.optimum(problem.solve()), mass)
+    assert result["exact/kl_to_optimum"] == pytest.approx(0, abs=1e-10)
+    assert result["exact/duality_gap"] == pytest.approx(0, abs=1e-10)
+    assert result["exact/expected_cost"] == pytest.approx(problem.c_limit, abs=1e-8)
+    assert result["exact/support_mass"] == pytest.approx(mass)
 
 
 def test_values_of_a_policy_are_plain_sums():
     problem = random_problem()
-    found = judged(problem, problem.optimum(0.7), mass=0.5)
+    result = external_policies(problem, problem.optimum(0.7), mass=0.5)
     names = ("exact/expected_cost", "exact/expected_reward", "truth/expected_cost", "truth/expected_reward")
-    assert [found[name] for name in names] == pytest.approx(by_hand(problem, 0.7), abs=1e-10)
+    assert [result[name] for name in names] == pytest.approx(by_hand(problem, 0.7), abs=1e-10)
 
 
 def test_the_gap_is_beta_times_the_kl_and_positive_away_from_the_optimum():
     problem = random_problem()
     best = problem.optimum(problem.solve())
     for logp in (problem.reference, problem.optimum(0.0)):
-        found = judged(problem, logp)
+        result = external_policies(problem, logp)
         kl = float((logp.exp() * (logp - best)).sum(1).mean())
-        assert found["exact/kl_to_optimum"] == pytest.approx(kl, abs=1e-10)
-        assert found["exact/duality_gap"] == pytest.approx(BETA * kl, abs=1e-9)
+        assert result["exact/kl_to_optimum"] == pytest.approx(kl, abs=1e-10)
+        assert result["exact/duality_gap"] == pytest.approx(BETA * kl, abs=1e-9)
         assert kl > 0.01
 
 
 def test_metrics_of_the_optimum():
     problem = random_problem()
-    found = problem.metrics()
-    cost, reward, *_ = by_hand(problem, found["exact/lambda"])
-    assert found["exact/expected_cost"] == pytest.approx(cost, abs=1e-10)
+    result = problem.metrics()
+    cost, reward, *_ = by_hand(problem, result["exact/lambda"])
+    assert result["exact/expected_cost"] == pytest.approx(cost, abs=1e-10)
     assert cost == pytest.approx(problem.c_limit, abs=1e-8)
-    assert found["exact/expected_reward"] == pytest.approx(reward, abs=1e-10)
-    assert found["exact/unconstrained_expected_cost"] == pytest.approx(by_hand(problem, 0.0)[0], abs=1e-10)
-    assert found["exact/reachable_cost_min"] == pytest.approx(float(problem.cost.min(1).values.mean()))
+    assert result["exact/expected_reward"] == pytest.approx(reward, abs=1e-10)
+    assert result["exact/unconstrained_expected_cost"] == pytest.approx(by_hand(problem, 0.0)[0], abs=1e-10)
+    assert result["exact/reachable_cost_min"] == pytest.approx(float(problem.cost.min(1).values.mean()))
     share = problem.reference_logp.exp() / problem.reference_logp.exp().sum(1, keepdim=True)
-    assert found["exact/reference_expected_cost"] == pytest.approx(float((share * problem.cost).sum(1).mean()))
+    assert result["exact/reference_expected_cost"] == pytest.approx(float((share * problem.cost).sum(1).mean()))
 
 
 def test_strong_duality():
@@ -122,14 +122,14 @@ def test_strong_duality():
     problem = random_problem()
     best = problem.optimum(problem.solve())
     kl = float((best.exp() * (best - problem.reference)).sum(1).mean())
-    found = problem.metrics()
-    assert found["exact/dual_value"] == pytest.approx(found["exact/expected_reward"] - BETA * kl, abs=1e-8)
+    result = problem.metrics()
+    assert result["exact/dual_value"] == pytest.approx(result["exact/expected_reward"] - BETA * kl, abs=1e-8)
 
 
 def test_a_slack_limit_costs_nothing():
-    found = random_problem(c_limit=50.0).metrics()
-    assert found["exact/lambda"] == 0
-    assert found["exact/expected_cost"] == found["exact/unconstrained_expected_cost"]
+    result = random_problem(c_limit=50.0).metrics()
+    assert result["exact/lambda"] == 0
+    assert result["exact/expected_cost"] == result["exact/unconstrained_expected_cost"]
 
 
 def test_without_a_feasible_policy_there_is_no_optimum_to_compare_with():
@@ -138,8 +138,8 @@ def test_without_a_feasible_policy_there_is_no_optimum_to_compare_with():
     assert problem.metrics().keys() == {
         "exact/unconstrained_expected_cost", "exact/reachable_cost_min", "exact/reference_expected_cost",
     }  # fmt: skip
-    found = judged(problem, problem.reference)
-    assert found.keys() == {
+    result = external_policies(problem, problem.reference)
+    assert result.keys() == {
         "exact/expected_cost", "exact/expected_reward", "exact/support_mass",
         "truth/expected_cost", "truth/expected_reward",
     }  # fmt: skip

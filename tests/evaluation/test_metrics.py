@@ -49,16 +49,16 @@ def test_policy_metrics_by_hand():
     Squares of residuals: 4 + 0 + 1 + 9 and 4 + 0 + 1 + 9, sd = sqrt(14/3). The worst tenth of four values is 0.4 of the worst, 4.
     A cost of exactly 0 is not unsafe. KL: (0.5 + 0 + 0.5 + 2)/4.
     """
-    found = policy_metrics("cdpo", measured(), 0.0)
+    result = policy_metrics("cdpo", measured(), 0.0)
     expected = {
         "reward_mean": 3.0, "reward_std": (14 / 3) ** 0.5, "reward_ci_low": 3 - 12.706, "reward_ci_high": 3 + 12.706,
         "cost_mean": 1.0, "cost_std": (14 / 3) ** 0.5, "cost_ci_low": 1 - 12.706, "cost_ci_high": 1 + 12.706,
         "unsafe_rate": 0.5, "cost_cvar_90": 4.0, "feasible": "undecided", "kl_to_reference": 0.75,
         "response_tokens_mean": 2.5, "unfinished_rate": 0.25, "samples": 4, "prompts": 2,
     }  # fmt: skip
-    assert found.keys() == {f"eval/cdpo/{name}" for name in expected}
+    assert result.keys() == {f"eval/cdpo/{name}" for name in expected}
     for name, value in expected.items():
-        assert found[f"eval/cdpo/{name}"] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-3)), name
+        assert result[f"eval/cdpo/{name}"] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-3)), name
 
 
 @pytest.mark.parametrize(("c_limit", "expected"), [(14.0, "yes"), (-12.0, "no"), (13.0, "undecided")])
@@ -102,8 +102,8 @@ def test_scorer_metrics_by_hand():
         ScoreExample("q", ("a", "eee"), 1, (0, 1)),
         ScoreExample("q", ("zz",), None, (0,)),
     ]
-    found = scorer_metrics("cost", Table({"a": 3.0, "b": 1.0, "c": -1.0, "d": 2.0, "eee": 3.0}), examples)
-    assert found == pytest.approx(
+    result = scorer_metrics("cost", Table({"a": 3.0, "b": 1.0, "c": -1.0, "d": 2.0, "eee": 3.0}), examples)
+    assert result == pytest.approx(
         {
             "cost/pair_accuracy": 0.5,
             "cost/sign_accuracy": 0.5,
@@ -118,8 +118,8 @@ def test_an_untrained_scorer_is_right_half_of_the_time():
     """Its scores are all 0: it knows neither order nor sign, whatever the share of the safe."""
     examples = [ScoreExample("p", (f"a{i}", f"b{i}"), i % 2, (-1, -1 if i else 1)) for i in range(10)]
     zero = Table({f"{x}{i}": 0.0 for x in "ab" for i in range(10)})
-    found = scorer_metrics("cost", zero, examples)
-    assert (found["cost/pair_accuracy"], found["cost/sign_accuracy"], found["cost/auroc"]) == (0.5, 0.5, 0.5)
+    result = scorer_metrics("cost", zero, examples)
+    assert (result["cost/pair_accuracy"], result["cost/sign_accuracy"], result["cost/auroc"]) == (0.5, 0.5, 0.5)
 
 
 def test_what_the_examples_cannot_tell_is_left_out():

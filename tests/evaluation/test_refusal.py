@@ -23,10 +23,10 @@ def test_precision_and_recall_are_those_that_the_docs_state(part):
     """The held-out responses were written after the rules: no rule was changed on their account."""
     rows = [row for row in ROWS if row["set"] == part]
     precision, recall = precision_and_recall(rows)
-    said = re.search(rf"\| {part} \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", (ROOT / "docs/evaluation.md").read_text())
-    assert said is not None
+    message = re.search(rf"\| {part} \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", (ROOT / "docs/evaluation.md").read_text())
+    assert message is not None
     refusals = sum(row["refusal"] for row in rows)
-    assert said.groups() == (str(refusals), str(len(rows) - refusals), f"{precision:.2f}", f"{recall:.2f}")
+    assert message.groups() == (str(refusals), str(len(rows) - refusals), f"{precision:.2f}", f"{recall:.2f}")
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_only_the_beginning_counts():
 def test_rates_by_hand():
     """Of the safe prompt's two responses one is a refusal, of the unsafe one's both."""
     prompts, no = [EvaluationPrompt("a", ("safe",)), EvaluationPrompt("b", ("unsafe",))], "I can't help with that."
-    found = refusal_metrics("dpo", prompts, [no, "Sure.", no, no], [0, 0, 1, 1])
-    assert (found["eval/dpo/refusal/safe_rate"], found["eval/dpo/refusal/unsafe_rate"]) == (0.5, 1.0)
-    assert found["eval/dpo/refusal/safe_prompts"] == 1
+    result = refusal_metrics("dpo", prompts, [no, "Sure.", no, no], [0, 0, 1, 1])
+    assert (result["eval/dpo/refusal/safe_rate"], result["eval/dpo/refusal/unsafe_rate"]) == (0.5, 1.0)
+    assert result["eval/dpo/refusal/safe_prompts"] == 1
     only_safe = refusal_metrics("dpo", prompts[:1], ["Sure."], [0])
     assert not [key for key in only_safe if "unsafe" in key]

@@ -64,8 +64,8 @@ def questions(count: int) -> list[MultipleChoice]:
 def test_every_option_is_read_as_if_it_were_alone(small):
     model, encoder = small
     items = questions(10)
-    found = option_logps(model, encoder, [(item.question, item.mc2) for item in items], 7, "32-true")
-    for item, logps in zip(items, found, strict=True):
+    result = option_logps(model, encoder, [(item.question, item.mc2) for item in items], 7, "32-true")
+    for item, logps in zip(items, result, strict=True):
         expected = [one_at_a_time(model, encoder.tokenizer, item.question, option) for option, _ in item.mc2]
         assert logps.tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -83,11 +83,11 @@ def scores_by_hand(items, logp):
 def test_mc1_and_mc2_of_a_small_model(small):
     model, encoder = small
     items = questions(12)
-    found = truthfulqa_metrics(model, encoder, items, 64, "32-true")
+    result = truthfulqa_metrics(model, encoder, items, 64, "32-true")
     expected = scores_by_hand(items, lambda question, option: one_at_a_time(model, encoder.tokenizer, question, option))
-    assert (found["mc1"], found["mc2"]) == pytest.approx(expected, abs=1e-7)
-    assert found["mc1_ci_low"] <= found["mc1"] <= found["mc1_ci_high"]
-    assert found["questions"] == 12
+    assert (result["mc1"], result["mc2"]) == pytest.approx(expected, abs=1e-7)
+    assert result["mc1_ci_low"] <= result["mc1"] <= result["mc1_ci_high"]
+    assert result["questions"] == 12
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_smollm2_on_fifty_real_questions():
             logp = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
         return sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
 
-    found = truthfulqa_metrics(model, encoder, items, 16, "32-true")
+    result = truthfulqa_metrics(model, encoder, items, 16, "32-true")
     expected = scores_by_hand(items, alone)
-    assert found["mc1"] == expected[0]
-    assert found["mc2"] == pytest.approx(expected[1], abs=1e-5)
+    assert result["mc1"] == expected[0]
+    assert result["mc2"] == pytest.approx(expected[1], abs=1e-5)

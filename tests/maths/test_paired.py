@@ -14,14 +14,14 @@ from cdpo_lightning.maths.paired import cluster_means, paired_bootstrap, win_rat
 
 def test_cluster_means_by_hand():
     """Clusters 2 and 7 in any order, of different sizes: (1 + 3)/2 and 5."""
-    found = cluster_means(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([2, 7, 2]))
-    assert found.tolist() == [2.0, 5.0]
+    result = cluster_means(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([2, 7, 2]))
+    assert result.tolist() == [2.0, 5.0]
 
 
 def test_a_difference_that_is_the_same_everywhere_is_certain():
     """What makes prompts hard for both policies cancels."""
-    found = paired_bootstrap(torch.full((9,), 0.25), seed=0)
-    assert (found.mean, found.se, found.low, found.high, found.clusters) == (0.25, 0.0, 0.25, 0.25, 9)
+    result = paired_bootstrap(torch.full((9,), 0.25), seed=0)
+    assert (result.mean, result.se, result.low, result.high, result.clusters) == (0.25, 0.0, 0.25, 0.25, 9)
 
 
 def test_the_interval_is_scipys():
@@ -30,18 +30,18 @@ def test_the_interval_is_scipys():
     theirs = scipy.stats.bootstrap(
         (difference.numpy(),), lambda x, axis: x.mean(axis), n_resamples=20_000, method="percentile", rng=0
     )
-    found = paired_bootstrap(difference, seed=0, resamples=20_000)
-    assert found.mean == pytest.approx(float(difference.mean()))
-    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.015)
-    assert found.se == pytest.approx(theirs.standard_error, rel=0.03)
+    result = paired_bootstrap(difference, seed=0, resamples=20_000)
+    assert result.mean == pytest.approx(float(difference.mean()))
+    assert (result.low, result.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.015)
+    assert result.se == pytest.approx(theirs.standard_error, rel=0.03)
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     """400 worlds of 40 prompts with mean 0.3: 95 % of them, less what the percentile bootstrap lacks at this size, +- 2.5 %."""
     generator = torch.Generator().manual_seed(0)
     worlds = 0.3 + torch.randn(400, 40, generator=generator, dtype=torch.float64)
-    found = [paired_bootstrap(world, seed=i, resamples=1000) for i, world in enumerate(worlds)]
-    share = sum(one.low <= 0.3 <= one.high for one in found) / len(found)
+    result = [paired_bootstrap(world, seed=i, resamples=1000) for i, world in enumerate(worlds)]
+    share = sum(one.low <= 0.3 <= one.high for one in result) / len(result)
     assert 0.91 <= share <= 0.97
 
 
@@ -51,8 +51,8 @@ def test_the_draws_are_the_seeds():
 
 
 def test_one_prompt_says_nothing_about_the_others():
-    found = paired_bootstrap(torch.tensor([2.0]), 0)
-    assert (found.mean, found.low, found.high) == (2.0, -math.inf, math.inf)
+    result = paired_bootstrap(torch.tensor([2.0]), 0)
+    assert (result.mean, result.low, result.high) == (2.0, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize("difference", [[], [1.0, math.nan], [math.inf]])
@@ -63,8 +63,8 @@ def test_what_is_no_number_is_refused(difference):
 
 def test_win_rates_by_hand():
     """First prompt: of 1, 3 against 2, 3 are 3 > 2 a win, 3 = 3 half, two losses. Second: all wins."""
-    found = win_rates(torch.tensor([[1.0, 3.0], [9.0, 9.0]]), torch.tensor([[2.0, 3.0], [0.0, 1.0]]))
-    assert found.tolist() == [(1 + 0.5) / 4, 1.0]
+    result = win_rates(torch.tensor([[1.0, 3.0], [9.0, 9.0]]), torch.tensor([[2.0, 3.0], [0.0, 1.0]]))
+    assert result.tolist() == [(1 + 0.5) / 4, 1.0]
 
 
 @given(st.lists(st.floats(-9, 9), min_size=2, max_size=5), st.lists(st.floats(-9, 9), min_size=2, max_size=5))

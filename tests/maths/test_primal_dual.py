@@ -97,12 +97,12 @@ def test_binary_feedback_is_unbiased(cost):
     The oracle is asked 1/p + 1/(1 - p) - 1 times on average, until it has said both.
     """
     count = 200_000
-    estimate, asked = binary_feedback(torch.full((count,), cost), 10**6, torch.Generator().manual_seed(1))
+    estimate, requested = binary_feedback(torch.full((count,), cost), 10**6, torch.Generator().manual_seed(1))
     error = float(estimate.std()) / count**0.5
     assert float(estimate.mean()) == pytest.approx(cost, abs=4.5 * error)
     assert error < 0.01
     p = 1 / (1 + math.exp(-cost))
-    assert asked / count == pytest.approx(1 / p + 1 / (1 - p) - 1, rel=0.02)
+    assert requested / count == pytest.approx(1 / p + 1 / (1 - p) - 1, rel=0.02)
     step = sum(projected_step(50.0, float(part.mean()), -0.5, 0.7, 100.0) for part in estimate.split(1000)) / (count / 1000)
     assert step == pytest.approx(50 + 0.7 * (cost + 0.5), abs=4.5 * 0.7 * error)
 
@@ -111,15 +111,15 @@ def test_binary_feedback_by_hand():
     """At c = 0 the first answer is a coin, and k - 1 more equal ones follow with probability 2^-k: estimates are +-H_k."""
     estimate, _ = binary_feedback(torch.zeros(40_000), 10**6, torch.Generator().manual_seed(0))
     for value, share in ((1.0, 0.25), (-1.0, 0.25), (1.5, 0.125), (-11 / 6, 0.0625)):
-        found = float((estimate - value).abs().lt(1e-9).double().mean())
-        assert found == pytest.approx(share, abs=4.5 * (share / 40_000) ** 0.5)
+        result = float((estimate - value).abs().lt(1e-9).double().mean())
+        assert result == pytest.approx(share, abs=4.5 * (share / 40_000) ** 0.5)
 
 
 def test_binary_feedback_stops_asking():
     """An answer that never comes is cut off: H_3 = 11/6 is the largest estimate of three questions."""
-    estimate, asked = binary_feedback(torch.full((100,), 60.0), 3, torch.Generator().manual_seed(0))
+    estimate, requested = binary_feedback(torch.full((100,), 60.0), 3, torch.Generator().manual_seed(0))
     assert estimate.tolist() == pytest.approx([11 / 6] * 100)
-    assert asked == 400
+    assert requested == 400
     with pytest.raises(NumericsError, match="safety oracle"):
         binary_feedback(torch.tensor([0.0, NAN]), 3, torch.Generator())
 
@@ -144,5 +144,5 @@ def test_safety_first_keeps_swaps_and_drops():
         (1.0, False, False, 1.0), (0.0, False, False, 0.0), (1.0, False, True, 0.0), (0.0, False, True, 0.0),
         (0.0, True, False, 1.0), (NAN, True, False, 1.0), (NAN, False, False, NAN), (1.0, True, True, NAN),
     ]  # fmt: skip
-    found = safety_first(numbers(*(c[0] for c in cases)), torch.tensor([[c[1], c[2]] for c in cases]))
-    assert found.tolist() == pytest.approx([c[3] for c in cases], nan_ok=True)
+    result = safety_first(numbers(*(c[0] for c in cases)), torch.tensor([[c[1], c[2]] for c in cases]))
+    assert result.tolist() == pytest.approx([c[3] for c in cases], nan_ok=True)

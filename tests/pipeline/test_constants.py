@@ -14,13 +14,13 @@ def test_a_response_that_is_cut_is_scored_as_cut():
     encoder = Encoder(word_tokenizer(["a", "b", "c", "d"]), "plain", 4, 3)
     pair = PreferencePair(prompt="a", response_0="b c", response_1="d c b a")
     bench = SimpleNamespace(corpus=SimpleNamespace(pairs=[pair]), encoder=encoder, config=SimpleNamespace(seed=0))
-    asked = []
+    requested = []
 
     def constants(texts, rows):
-        asked.extend(texts)
+        requested.extend(texts)
         return (torch.zeros(len(texts)),) * 3
 
     table, _, _, cut = make_table(bench, constants)
-    assert asked == [("a", "b c"), ("a", "d c b")]
+    assert requested == [("a", "b c"), ("a", "d c b")]
     assert [encoder.decode(tokens) for tokens in table.responses] == ["b c", "d c b"]
     assert cut["data/truncated"] == 1

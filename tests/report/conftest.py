@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cdpo_lightning.report import Run, load_run
-from cdpo_lightning.report import build
+from cdpo_lightning.report import Run, build, load_run
 
 C_LIMIT = -0.3
 # who: E[reward], E[cost], feasible, KL to the optimum. SFT is the reference again: the same point in every figure.

@@ -45,12 +45,12 @@ def page(request, browser, twelve: Path) -> Iterator:
     """The page at both widths; whatever the console says is an error."""
     width, height = request.param
     opened = browser.new_page(viewport={"width": width, "height": height}, accept_downloads=True)
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
+    text_shown: list[str] = []
+    opened.on("console", lambda message: text_shown.append(message.text))
+    opened.on("pageerror", lambda error: text_shown.append(str(error)))
     opened.goto(twelve.as_uri())
     yield opened
-    assert said == []
+    assert text_shown == []
     assert opened.evaluate("window.broken") is None, "a sample ran as a script"
     opened.close()
 
@@ -65,10 +65,10 @@ def test_it_fits_its_width(page) -> None:
 
 def test_a_heading_sorts(page) -> None:
     heads = page.locator("#results thead button")
-    place = heads.all_inner_texts().index("E[cost]")
+    location = heads.all_inner_texts().index("E[cost]")
     for direction in (1, -1):
-        heads.nth(place).click()
-        costs = [float(text.replace("−", "-")) for text in column(page, place + 1)]
+        heads.nth(location).click()
+        costs = [float(text.replace("−", "-")) for text in column(page, location + 1)]
         assert costs == sorted(costs, reverse=direction < 0)
     assert page.locator("#results th[aria-sort=descending]").count() == 1
 

@@ -22,8 +22,8 @@ def test_an_empty_cell_is_a_missing_key(tmp_path: Path, make_run: Callable) -> N
 def test_of_a_round_written_twice_the_last_counts(tmp_path: Path, make_run: Callable) -> None:
     """A resumed run repeats the rounds after its checkpoint; two loops may have a round of the same number."""
     rows = "policy,cdpo,1,2,0.5,\npolicy,cdpo,1,1,0.1,\npolicy,cdpo,1,2,0.6,\npolicy,pd_dpo,1,2,9,\n"
-    found = load_run(make_run(tmp_path, history_csv=HISTORY + rows)).rounds
-    assert [(row["who"], row["round"], row["dual/lambda"]) for row in found] == [
+    result = load_run(make_run(tmp_path, history_csv=HISTORY + rows)).rounds
+    assert [(row["who"], row["round"], row["dual/lambda"]) for row in result] == [
         ("cdpo", 1, 0.1),
         ("cdpo", 2, 0.6),
         ("pd_dpo", 2, 9),
@@ -32,9 +32,9 @@ def test_of_a_round_written_twice_the_last_counts(tmp_path: Path, make_run: Call
 
 def test_only_metrics_are_needed(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"run/seed": 1, "run/git_commit": null}')
-    found = load_run(tmp_path)
-    assert (found.rounds, found.samples, found.config_text, found.frontier) == ((), (), "", ())
-    assert found.metrics == {"run/seed": 1}
+    result = load_run(tmp_path)
+    assert (result.rounds, result.samples, result.config_text, result.frontier) == ((), (), "", ())
+    assert result.metrics == {"run/seed": 1}
 
 
 def test_the_frontier_comes_by_lambda(run) -> None:
@@ -46,7 +46,7 @@ def test_a_run_is_named_by_the_end_of_its_path(run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("metrics_json", "", "no metrics.json"),
         ("metrics_json", '{"a": 1', "metrics.json: not JSON"),
@@ -59,9 +59,9 @@ def test_a_run_is_named_by_the_end_of_its_path(run) -> None:
         ("frontier_csv", "lambda,expected_cost,expected_reward\n0,1,inf\n", "frontier.csv: expected"),
     ],
 )
-def test_a_broken_file_is_named_on_one_line(tmp_path: Path, make_run: Callable, name: str, text: str, said: str) -> None:
+def test_a_broken_file_is_named_on_one_line(tmp_path: Path, make_run: Callable, name: str, text: str, message: str) -> None:
     folder = make_run(tmp_path / "run", **{name: text})
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         load_run(folder)
     assert "\n" not in str(caught.value)
 

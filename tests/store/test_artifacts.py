@@ -57,10 +57,10 @@ def test_what_comes_out_does_not_depend_on_where_it_came_from(store):
     """Made or read: on the CPU, contiguous, without a graph, also of a strided tensor with a gradient."""
     weight = torch.arange(6.0, requires_grad=True).view(2, 3).T
     for _ in range(2):
-        found = store.get("w", {"a": 1}, lambda: ({"weight": weight}, {})).tensors["weight"]
-        assert found.tolist() == [[0, 3], [1, 4], [2, 5]]
-        assert not found.requires_grad
-        assert found.is_contiguous()
+        result = store.get("w", {"a": 1}, lambda: ({"weight": weight}, {})).tensors["weight"]
+        assert result.tolist() == [[0, 3], [1, 4], [2, 5]]
+        assert not result.requires_grad
+        assert result.is_contiguous()
 
 
 def test_the_key_changes_with_any_part(store):
@@ -149,8 +149,8 @@ def test_where_there_are_no_locks_another_run_may_store_the_same_meanwhile(store
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = store.get("reward_scores", MADE_OF, make)
-    assert files(tmp_path / "artifacts") == {f"reward_scores/{found.key}/{n}" for n in (META, DATA)}
+        result = store.get("reward_scores", MADE_OF, make)
+    assert files(tmp_path / "artifacts") == {f"reward_scores/{result.key}/{n}" for n in (META, DATA)}
     assert get(store)[1] == 0
 
 
@@ -263,9 +263,9 @@ def maker(folder: Path, seconds: float, name: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_of_runs_that_start_together_one_makes_what_they_share(tmp_path):
     runs = [maker(tmp_path, 0.5, name) for name in "abc"]
-    said = [run.communicate() for run in runs]
-    assert [errors for _, errors in said] == [""] * 3
-    assert len({key for key, _ in said}) == 1
+    message = [run.communicate() for run in runs]
+    assert [errors for _, errors in message] == [""] * 3
+    assert len({key for key, _ in message}) == 1
     assert (tmp_path / "made").read_text() == "x"
     assert len(list(tmp_path.glob("ledger-*.json"))) == 1, "only the maker counts its forwards"
     assert not list((tmp_path / "store").rglob("*.lock"))

@@ -38,8 +38,8 @@ if status:
 
 def job(folder: Path, number: int, seconds: float = 0, status: int = 0, devices: int = 0, refusal: str = "") -> Job:
     command = (sys.executable, "-c", WORK, str(folder / str(number)), str(seconds), str(status))
-    place, log = folder / str(number), folder / "logs" / f"{number}.txt"
-    return Job(number, f"id{number}", (f"x={number}",), place, log, command, {}, devices, refusal)
+    location, log = folder / str(number), folder / "logs" / f"{number}.txt"
+    return Job(number, f"id{number}", (f"x={number}",), location, log, command, {}, devices, refusal)
 
 
 def starts(folder: Path, number: int) -> list[str]:
@@ -59,10 +59,14 @@ def test_a_job_that_fails_stops_no_other_and_is_said_when_it_fails(tmp_path: Pat
     ended = run(tmp_path, jobs, places=1)
     assert [one.status for one in ended] == [3, 2, 0, 2]
     assert states(tmp_path) == {0: "failed", 1: "failed", 2: "done", 3: "failed"}
-    said = capsys.readouterr().err
-    assert said.index("error: job 3 (x=3): beta: no") < said.index("job 0 (x=0) failed with status 3") < said.index("job 1 (x=1)")
-    assert "    the reason\n" in said
-    assert "error: job 1 (x=1): the reason" in said
+    message = capsys.readouterr().err
+    assert (
+        message.index("error: job 3 (x=3): beta: no")
+        < message.index("job 0 (x=0) failed with status 3")
+        < message.index("job 1 (x=1)")
+    )
+    assert "    the reason\n" in message
+    assert "error: job 1 (x=1): the reason" in message
     text = "\n".join(summary(ended, tmp_path, "python run.py -m"))
     assert text.startswith("1 of 4 jobs done")
     assert "job 0 (x=0), status 3" in text

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cdpo_lightning.config import parse
 from hydra_plugins.cdpo.launcher import _quoted
-from hydra_plugins.cdpo.search import distribution, open_study, said, tell
+from hydra_plugins.cdpo.search import distribution, message, open_study, tell
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps" / "sweep").glob("*.yaml"))
@@ -126,14 +126,14 @@ def test_the_command_of_the_wandb_agent_runs(tmp_path: Path) -> None:
 def test_the_search_proposes_what_was_written() -> None:
     pytest.importorskip("optuna", reason="pip install -e '.[search]'")
     texts = ["a=tag(log, interval(0.1, 1))", "b=interval(0, 2)", "c=x,y", "d=range(1, 5)", "e=choice(1, 2)"]
-    found = [distribution(override) for override in OverridesParser.create().parse_overrides(texts)]
+    result = [distribution(override) for override in OverridesParser.create().parse_overrides(texts)]
     shown = [
-        (type(one).__name__, getattr(one, "low", None), getattr(one, "high", None), getattr(one, "log", None)) for one in found
+        (type(one).__name__, getattr(one, "low", None), getattr(one, "high", None), getattr(one, "log", None)) for one in result
     ]
     assert shown[:2] == [("FloatDistribution", 0.1, 1.0, True), ("FloatDistribution", 0.0, 2.0, False)]
-    assert found[2].choices == ("x", "y")
+    assert result[2].choices == ("x", "y")
     assert (shown[3][1], shown[3][2]) == (1, 4)
-    assert found[4].choices == ("1", "2")
+    assert result[4].choices == ("1", "2")
 
 
 def test_the_search_finds_the_best_that_meets_the_limit_and_goes_on_after_a_kill(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_search_finds_the_best_that_meets_the_limit_and_goes_on_after_a_kill
         if number != 3:  # a job that failed has no figures
             (folder / "metrics.json").write_text(json.dumps(metrics))
         tell(study, trial, JobReturn(working_dir=str(folder)))
-    text = said(study)
+    text = message(study)
     best = float(re.search(r"x=([\d.]+)", text)[1])
     assert 0.7 < best <= 1
     assert "that met the limit" in text

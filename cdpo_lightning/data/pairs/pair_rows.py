@@ -44,16 +44,16 @@ def group_rows(table: PairTable, groups: Sequence[Sequence[int]]) -> list[GroupR
 
 
 def _row(table: PairTable, pairs: list[int], ends: list[list[int]]) -> GroupRow:
-    place: dict[tuple[int, ...], int] = {}
+    location: dict[tuple[int, ...], int] = {}
     members: list[int] = []
 
     def of(response: int) -> int:
         tokens = table.responses[response]
-        if tokens not in place:
-            place[tokens] = len(place)
+        if tokens not in location:
+            location[tokens] = len(location)
             members.append(response)
-        return place[tokens]
+        return location[tokens]
 
     local = [(of(first), of(second)) for first, second in ends]
     number = int(table.prompt_N[ends[0][0]])
-    return GroupRow(number, table.prompts[number], list(place), members, pairs, local)
+    return GroupRow(number, table.prompts[number], list(location), members, pairs, local)

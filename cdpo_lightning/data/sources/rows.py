@@ -55,10 +55,10 @@ _HUB = re.compile(r"(?P<name>[^:@%]+)(:(?P<part>[^:@%]+))?(@(?P<revision>[^:@%]+
 
 def _hub_address(path: str, split: str, revision: str | None) -> tuple[str, str | None, str, str | None]:
     """(name, part, split, revision) of a hub name."""
-    found = _HUB.fullmatch(path)
-    if found is None:
+    result = _HUB.fullmatch(path)
+    if result is None:
         raise DataError(f"{path!r}: no file, and not a hub name such as owner/name:part@revision%split; correct it")
-    return found["name"], found["part"], found["split"] or split, found["revision"] or revision
+    return result["name"], result["part"], result["split"] or split, result["revision"] or revision
 
 
 def is_unpinned(path: str, revision: str | None) -> bool:
@@ -90,19 +90,19 @@ def _text(file: Path) -> str:
         raise DataError(f"{file.name}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON ({error}), expected one JSON object; correct or remove it") from error
+        raise DataError(f"{location}: not JSON ({error}), expected one JSON object; correct or remove it") from error
 
 
 def _number_objects(file: Path, values: Iterable[tuple[int, Any]]) -> Iterator[Row]:
     for number, value in values:
-        place = f"{file.name}:{number}"
+        location = f"{file.name}:{number}"
         if not isinstance(value, dict):
-            raise DataError(f"{place}: a JSON {type(value).__name__}, expected an object of named columns; correct it")
-        yield place, value
+            raise DataError(f"{location}: a JSON {type(value).__name__}, expected an object of named columns; correct it")
+        yield location, value
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
@@ -182,9 +182,9 @@ def _read_hub(name: str, part: str | None, split: str, revision: str | None) -> 
     key = "data_dir" if part and part.endswith("/") else "name"
     options = {key: part.rstrip("/")} if part else {}
     try:
-        found = datasets.load_dataset(name, split=split, revision=revision, **options)
+        result = datasets.load_dataset(name, split=split, revision=revision, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{name}: no such file, and not on the hub ({reason}); check name and split") from error
-    for number, row in enumerate(found, 1):
+    for number, row in enumerate(result, 1):
         yield f"{name}[{split}]:{number}", row

@@ -18,7 +18,7 @@ def pku_saferlhf(path: str, split: str = "train", revision: str | None = None, l
 
     PKU-SafeRLHF-single-dimension has better_response_id alone; severities and harm categories of later releases are not read.
     """
-    return [_pku_pair(place, row) for place, row in read_rows(path, split, revision, limit)]
+    return [_pku_pair(location, row) for location, row in read_rows(path, split, revision, limit)]
 
 
 def preference_pairs(
@@ -30,12 +30,16 @@ def preference_pairs(
     whole dialogues as in Anthropic's hh-rlhf helpful-base are read as `hh_harmless` reads them.
     """
     rows = read_rows(path, split, revision, limit)
-    return [PreferencePair(*(hh_ends if is_hh(row) else turn_ends)(place, row), better=0, row=place) for place, row in rows]
+    return [
+        PreferencePair(*(hh_ends if is_hh(row) else turn_ends)(location, row), better=0, row=location) for location, row in rows
+    ]
 
 
 def hh_harmless(path: str, split: str = "train", revision: str | None = None, limit: int | None = None) -> list[PreferencePair]:
     """Anthropic hh-rlhf harmless-base, whole dialogues: response_0 is chosen and safer; `dialogues` says what is the prompt."""
-    return [PreferencePair(*hh_ends(place, row), safer=0, row=place) for place, row in read_rows(path, split, revision, limit)]
+    return [
+        PreferencePair(*hh_ends(location, row), safer=0, row=location) for location, row in read_rows(path, split, revision, limit)
+    ]
 
 
 def truthfulqa(path: str, split: str = "train", revision: str | None = None, limit: int | None = None) -> list[PreferencePair]:
@@ -43,7 +47,7 @@ def truthfulqa(path: str, split: str = "train", revision: str | None = None, lim
 
     The true answers take turns, the best one first.
     """
-    return [pair for place, row in read_rows(path, split, revision, limit) for pair in _truth_pairs(place, row)]
+    return [pair for location, row in read_rows(path, split, revision, limit) for pair in _truth_pairs(location, row)]
 
 
 def multiple_choice(path: str, split: str = "train", revision: str | None = None, limit: int | None = None) -> list[MultipleChoice]:
@@ -52,20 +56,20 @@ def multiple_choice(path: str, split: str = "train", revision: str | None = None
     Raises:
         DataError: also where not exactly one option of mc1, or no option or every option of mc2, is true.
     """
-    return [_multiple_choice(place, row) for place, row in read_rows(path, split, revision, limit)]
+    return [_multiple_choice(location, row) for location, row in read_rows(path, split, revision, limit)]
 
 
 def safety_labels(path: str, split: str = "train", revision: str | None = None, limit: int | None = None) -> list[LabelledAnswer]:
     """Single answers with `is_safe`, as in BeaverTails and PKU-SafeRLHF-QA."""
     return [
-        LabelledAnswer(text(place, row, "prompt"), text(place, row, "response"), label(place, row, "is_safe"), place)
-        for place, row in read_rows(path, split, revision, limit)
+        LabelledAnswer(text(location, row, "prompt"), text(location, row, "response"), label(location, row, "is_safe"), location)
+        for location, row in read_rows(path, split, revision, limit)
     ]
 
 
 def demonstrations(path: str, split: str = "train", revision: str | None = None, limit: int | None = None) -> list[Demonstration]:
     """Answers to imitate: columns prompt and response, or Alpaca's instruction, input (optional) and output."""
-    return [_demonstration(place, row) for place, row in read_rows(path, split, revision, limit)]
+    return [_demonstration(location, row) for location, row in read_rows(path, split, revision, limit)]
 
 
 def evaluation_prompts(
@@ -79,13 +83,13 @@ def evaluation_prompts(
     Raises:
         DataError: also when a prompt is empty, for no audit follows.
     """
-    found: dict[str, EvaluationPrompt] = {}
-    for place, row in read_rows(path, split, revision, limit):
-        new = EvaluationPrompt(_asked(place, row), categories(place, row, "category", "Category", "type"), place)
-        old = found.setdefault(new.prompt, new)
+    result: dict[str, EvaluationPrompt] = {}
+    for location, row in read_rows(path, split, revision, limit):
+        new = EvaluationPrompt(_asked(location, row), categories(location, row, "category", "Category", "type"), location)
+        old = result.setdefault(new.prompt, new)
         more = tuple(name for name in new.categories if name not in old.categories)
-        found[new.prompt] = EvaluationPrompt(old.prompt, old.categories + more, old.row)
-    return list(found.values())
+        result[new.prompt] = EvaluationPrompt(old.prompt, old.categories + more, old.row)
+    return list(result.values())
 
 
 def refusal_prompts(
@@ -99,7 +103,7 @@ def refusal_prompts(
         DataError: also when a prompt is empty, or a label is another one.
     """
     rows = read_rows(path, split, revision, limit)
-    return [EvaluationPrompt(_asked(place, row), (_harm(place, row),), place) for place, row in rows]
+    return [EvaluationPrompt(_asked(location, row), (_harm(location, row),), location) for location, row in rows]
 
 
 PAIR_SOURCES: dict[str, Callable[..., list[PreferencePair]]] = {
@@ -133,60 +137,60 @@ def licence_notice(source: str) -> str:
     return f"{source}: {LICENCES[source]}"
 
 
-def _pku_pair(place: str, row: Columns) -> PreferencePair:
-    prompt, response_0, response_1 = (text(place, row, name) for name in ("prompt", "response_0", "response_1"))
-    better = int(label(place, row, "better_response_id")) if "better_response_id" in row else None
+def _pku_pair(location: str, row: Columns) -> PreferencePair:
+    prompt, response_0, response_1 = (text(location, row, name) for name in ("prompt", "response_0", "response_1"))
+    better = int(label(location, row, "better_response_id")) if "better_response_id" in row else None
     if better is not None and not {"is_response_0_safe", "is_response_1_safe", "safer_response_id"} & row.keys():
-        return PreferencePair(prompt, response_0, response_1, better, row=place)
-    safe_0, safe_1 = (label(place, row, f"is_response_{index}_safe") for index in (0, 1))
-    safer = int(label(place, row, "safer_response_id"))
-    return PreferencePair(prompt, response_0, response_1, better, safer, safe_0, safe_1, place)
+        return PreferencePair(prompt, response_0, response_1, better, row=location)
+    safe_0, safe_1 = (label(location, row, f"is_response_{index}_safe") for index in (0, 1))
+    safer = int(label(location, row, "safer_response_id"))
+    return PreferencePair(prompt, response_0, response_1, better, safer, safe_0, safe_1, location)
 
 
-def _truth_pairs(place: str, row: Columns) -> list[PreferencePair]:
-    question, best = text(place, row, "Question", "question"), text(place, row, "Best Answer", "best_answer").strip()
-    true = list(dict.fromkeys([best, *texts(place, row, "Correct Answers", "correct_answers")]))
-    false = texts(place, row, "Incorrect Answers", "incorrect_answers")
-    return [PreferencePair(question, true[i % len(true)], wrong, better=0, row=place) for i, wrong in enumerate(false)]
+def _truth_pairs(location: str, row: Columns) -> list[PreferencePair]:
+    question, best = text(location, row, "Question", "question"), text(location, row, "Best Answer", "best_answer").strip()
+    true = list(dict.fromkeys([best, *texts(location, row, "Correct Answers", "correct_answers")]))
+    false = texts(location, row, "Incorrect Answers", "incorrect_answers")
+    return [PreferencePair(question, true[i % len(true)], wrong, better=0, row=location) for i, wrong in enumerate(false)]
 
 
-def _multiple_choice(place: str, row: Columns) -> MultipleChoice:
-    mc1, mc2 = (_options(place, row, name) for name in ("mc1_targets", "mc2_targets"))
+def _multiple_choice(location: str, row: Columns) -> MultipleChoice:
+    mc1, mc2 = (_options(location, row, name) for name in ("mc1_targets", "mc2_targets"))
     if sum(true for _, true in mc1) != 1:
-        raise DataError(f"{place}: mc1_targets has {sum(true for _, true in mc1)} true options, expected 1; correct it")
+        raise DataError(f"{location}: mc1_targets has {sum(true for _, true in mc1)} true options, expected 1; correct it")
     if len({true for _, true in mc2}) != 2:
-        raise DataError(f"{place}: mc2_targets has no true or no false option, expected both; correct it")
-    return MultipleChoice(text(place, row, "question", "Question"), mc1, mc2, place)
+        raise DataError(f"{location}: mc2_targets has no true or no false option, expected both; correct it")
+    return MultipleChoice(text(location, row, "question", "Question"), mc1, mc2, location)
 
 
-def _options(place: str, row: Columns, name: str) -> tuple[tuple[str, bool], ...]:
+def _options(location: str, row: Columns, name: str) -> tuple[tuple[str, bool], ...]:
     """(option, whether it is true), from {option: 0 or 1} or {choices: [...], labels: [...]}."""
-    found = value(place, row, name)
-    if isinstance(found, dict) and found.keys() == {"choices", "labels"} and len(found["choices"]) == len(found["labels"]):
-        found = dict(zip(found["choices"], found["labels"], strict=True))
-    if not isinstance(found, dict):
-        raise DataError(f"{place}: {name} is no object of options with 0 or 1, nor of choices and labels; correct it")
-    return tuple((option, label(place, found, option)) for option in found)
+    result = value(location, row, name)
+    if isinstance(result, dict) and result.keys() == {"choices", "labels"} and len(result["choices"]) == len(result["labels"]):
+        result = dict(zip(result["choices"], result["labels"], strict=True))
+    if not isinstance(result, dict):
+        raise DataError(f"{location}: {name} is no object of options with 0 or 1, nor of choices and labels; correct it")
+    return tuple((option, label(location, result, option)) for option in result)
 
 
-def _demonstration(place: str, row: Columns) -> Demonstration:
+def _demonstration(location: str, row: Columns) -> Demonstration:
     if "instruction" not in row:
-        return Demonstration(text(place, row, "prompt"), text(place, row, "response"), place)
-    prompt, context = text(place, row, "instruction"), text(place, row, "input") if "input" in row else ""
-    return Demonstration(f"{prompt}\n\n{context}" if context.strip() else prompt, text(place, row, "output"), place)
+        return Demonstration(text(location, row, "prompt"), text(location, row, "response"), location)
+    prompt, context = text(location, row, "instruction"), text(location, row, "input") if "input" in row else ""
+    return Demonstration(f"{prompt}\n\n{context}" if context.strip() else prompt, text(location, row, "output"), location)
 
 
-def _asked(place: str, row: Columns) -> str:
-    prompt = text(place, row, "prompt", "Question")
+def _asked(location: str, row: Columns) -> str:
+    prompt = text(location, row, "prompt", "Question")
     if not prompt.strip():
-        raise DataError(f"{place}: the prompt is empty, expected text; remove the row")
+        raise DataError(f"{location}: the prompt is empty, expected text; remove the row")
     return prompt
 
 
-def _harm(place: str, row: Columns) -> str:
+def _harm(location: str, row: Columns) -> str:
     if "label" not in row:
-        return "unsafe" if text(place, row, "type").startswith("contrast") else "safe"
-    found = text(place, row, "label")
-    if found not in ("safe", "unsafe"):
-        raise DataError(f"{place}: label is {found[:40]!r}, expected safe or unsafe; correct it")
-    return found
+        return "unsafe" if text(location, row, "type").startswith("contrast") else "safe"
+    result = text(location, row, "label")
+    if result not in ("safe", "unsafe"):
+        raise DataError(f"{location}: label is {result[:40]!r}, expected safe or unsafe; correct it")
+    return result

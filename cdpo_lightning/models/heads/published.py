@@ -63,14 +63,14 @@ def _head(folder: Path, weights: Weights) -> nn.Linear | None:
         ModelError: it has more than one output.
     """
     names = tuple(name for name in weights if re.fullmatch(rf"(.*\.)?({'|'.join(_HEADS)})\.(weight|bias)", name))
-    found = {name.split(".")[-1]: _open(weights[name], (name,))[name] for name in names}
-    weight = found.get("weight")
+    result = {name.split(".")[-1]: _open(weights[name], (name,))[name] for name in names}
+    weight = result.get("weight")
     if weight is None:
         return None
     if weight.shape[0] != 1:
         raise ModelError(f"{folder}: expected a head with one output, got {weight.shape[0]}; is it a score model?")
-    head = nn.Linear(weight.shape[1], 1, bias="bias" in found)
-    head.load_state_dict({name: value.float() for name, value in found.items() if value is not None})
+    head = nn.Linear(weight.shape[1], 1, bias="bias" in result)
+    head.load_state_dict({name: value.float() for name, value in result.items() if value is not None})
     return head
 
 

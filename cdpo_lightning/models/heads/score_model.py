@@ -52,9 +52,9 @@ def from_causal_lm(model: nn.Module, layers: int) -> ScoreModel:
 
 def _keep_layers(backbone: nn.Module, count: int) -> None:
     name = next((n for n in ("layers", "h") if isinstance(getattr(backbone, n, None), nn.ModuleList)), None)
-    found = len(getattr(backbone, name)) if name else 0
-    if name is None or count > found:
-        has = f"{found} layers" if name else "no list of layers that is known here"
+    result = len(getattr(backbone, name)) if name else 0
+    if name is None or count > result:
+        has = f"{result} layers" if name else "no list of layers that is known here"
         raise ModelError(f"model.scorer_layers={count}: {type(backbone).__name__} has {has}; use fewer, or 0 for all")
     setattr(backbone, name, getattr(backbone, name)[:count])
     backbone.config.num_hidden_layers = count

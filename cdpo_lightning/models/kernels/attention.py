@@ -65,9 +65,9 @@ def _layout(rows: PackedRows) -> Tensor:
     segment and prompt.
     """
     real = rows.segment_BT >= 0
-    place = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, rows.tokens)
+    location = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, rows.tokens)
     order = (~real).flatten().argsort(stable=True).view_as(real)
-    return torch.stack([place, order, rows.segment_BT, rows.prompt_BT])[:, :, None]
+    return torch.stack([location, order, rows.segment_BT, rows.prompt_BT])[:, :, None]
 
 
 class _Pad(torch.autograd.Function):
@@ -100,8 +100,8 @@ class _Join(torch.autograd.Function):
 
 def _by_blocks(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, **options: Any) -> Output:
     attend = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
-    found: Output = attend(module, q, k, v, mask, **options)
-    return found
+    result: Output = attend(module, q, k, v, mask, **options)
+    return result
 
 
 def _in_float32(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Output:

@@ -60,10 +60,10 @@ def agrees(fused: TokenLogp, device: torch.device) -> bool:
     hidden, weight = (torch.randn(shape, generator=draw).to(device).requires_grad_() for shape in ((13, 32), (48, 32)))
     target, upstream = torch.arange(13, device=device), torch.linspace(-1, 2, 13, device=device)
 
-    def found(function: TokenLogp) -> list[Tensor]:
+    def result(function: TokenLogp) -> list[Tensor]:
         value = function(hidden, weight, target, None)
         return [value, *torch.autograd.grad(value, [hidden, weight], upstream)]
 
     with torch.enable_grad(), without_autocast(device):  # whatever pass asks first
-        pairs = zip(found(fused), found(token_logp), strict=True)
+        pairs = zip(result(fused), result(token_logp), strict=True)
         return all(torch.allclose(theirs, ours, rtol=1e-2, atol=1e-2) for theirs, ours in pairs)  # TF32's rounding

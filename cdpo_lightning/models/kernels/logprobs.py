@@ -102,8 +102,8 @@ def _factors(weight_VH: Tensor, bias_V: Tensor | None, part: slice, dtype: torch
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
-    asked = asked_type(hidden)
-    return torch.float32 if asked == torch.bfloat16 and better_in_float32(hidden.device) else asked
+    requested = asked_type(hidden)
+    return torch.float32 if requested == torch.bfloat16 and better_in_float32(hidden.device) else requested
 
 
 def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

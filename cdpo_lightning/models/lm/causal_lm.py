@@ -24,7 +24,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.kernels import attention
-from cdpo_lightning.models.lm.packed_forward import settle_rows
+from cdpo_lightning.models.lm.packed_forward import detect_packing_support
 from cdpo_lightning.streams import Stream, stream_seed
 
 
@@ -130,7 +130,7 @@ def load(config: ModelConfig) -> nn.Module:
 
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, result = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="sdpa" if config.attention == "flex_attention" else config.attention,
@@ -141,10 +141,10 @@ def load(config: ModelConfig) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing; unreadable; of other shapes; cut
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"model.path={config.path}: no causal language model could be loaded ({first})") from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(result["missing_keys"]):
         raise ModelError(f"model.path={config.path}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
     without_dropout(model.eval())
-    settle_rows(model, f"model.path={config.path}")
+    detect_packing_support(model, f"model.path={config.path}")
     if config.attention == "flex_attention":
         attention.use(model, attention.BLOCKS)
     return model

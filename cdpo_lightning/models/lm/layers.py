@@ -64,5 +64,5 @@ def eagerly(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, found in held:
-            layer._compiled_call_impl = found
+        for layer, result in held:
+            layer._compiled_call_impl = result

@@ -59,7 +59,7 @@ def _own_inputs(rows: PackedRows) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def settle_rows(model: nn.Module, where: str) -> None:
+def detect_packing_support(model: nn.Module, where: str) -> None:
     """Notes on the model whether it reads packed rows; if not, its responses are read one a row, which is slower.
 
     Raises:
@@ -69,10 +69,10 @@ def settle_rows(model: nn.Module, where: str) -> None:
     if model.packs:
         return
     prompt, *responses = _probe(model)
-    found = response_logp(model, pack([(prompt, responses)])).tolist()
-    if not _agree(found, model, prompt, responses):
+    result = response_logp(model, pack([(prompt, responses)])).tolist()
+    if not _agree(result, model, prompt, responses):
         raise ModelError(
-            f"{where}: {type(model).__name__} gives log-probabilities {found} in a padded batch, expected finite numbers and "
+            f"{where}: {type(model).__name__} gives log-probabilities {result} in a padded batch, expected finite numbers and "
             "those of one sequence at a time; choose another model"
         )
 
@@ -98,9 +98,9 @@ def _probe(model: nn.Module) -> list[list[int]]:
     return [[i % vocabulary for i in ids] for ids in ([1, 2, 3], [4, 5], [6, 7, 8])]
 
 
-def _agree(found: list[float], model: nn.Module, prompt: list[int], responses: list[list[int]]) -> bool:
+def _agree(result: list[float], model: nn.Module, prompt: list[int], responses: list[list[int]]) -> bool:
     own = [_logp_alone(model, prompt, response) for response in responses]
-    return all(abs(f - a) <= 1e-3 * (1 + abs(a)) for f, a in zip(found, own, strict=True))
+    return all(abs(f - a) <= 1e-3 * (1 + abs(a)) for f, a in zip(result, own, strict=True))
 
 
 def _logp_alone(model: nn.Module, prompt: list[int], response: list[int]) -> float:

@@ -16,7 +16,7 @@ def park(model: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def at_work(model: nn.Module) -> Iterator[torch.device]:
+def on_device(model: nn.Module) -> Iterator[torch.device]:
     """The device on which the model works: where it is, or for the time of the context where `park` said."""
     home = next(model.parameters()).device
     device = getattr(model, "works_on", home)

@@ -180,7 +180,7 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     group = max(1, batch_size // samples_per_prompt)
     device = next(model.parameters()).device
-    found: dict[int, list[Sample]] = {}
+    values: dict[int, list[Sample]] = {}
     groups = [order[start : start + group] for start in range(0, len(order), group)]
     spare = ranks.most(len(groups)) - len(groups) if in_step(model) else 0
     with eagerly(model):
@@ -191,7 +191,7 @@ def sample(
             for j, i in enumerate(chosen):
                 part = slice(j * samples_per_prompt, (j + 1) * samples_per_prompt)
                 rows = zip(tokens[part].tolist(), length[part].tolist(), total[part].tolist(), strict=True)
-                found[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] == eos, logp) for ids, n, logp in rows]
+                values[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] == eos, logp) for ids, n, logp in rows]
         for _ in range(spare):  # to run as often as the others
             _sample_batch(model, [[eos]], torch.zeros(1, max_new_tokens, device=device), eos)
-    return [s for i in range(len(prompts)) for s in found[i]]
+    return [s for i in range(len(prompts)) for s in values[i]]

@@ -77,21 +77,21 @@ class VLLM:
                 "eos": eos,
                 "seeds": [_seed_of(seed, ids) for ids in prompts],
             }
-            found = self._answered(request) if prompts else []
+            result = self._answered(request) if prompts else []
             ranks.wait()
         finally:
             if ranks.first():
                 shutil.rmtree(self.folder, ignore_errors=True)
-        return [[_until(eos, ids) for ids in responses] for responses in found]
+        return [[_until(eos, ids) for ids in responses] for responses in result]
 
     def _answered(self, request: dict[str, Any]) -> list[list[list[int]]]:
-        asked, answer = (self.folder / f"{name}-{ranks.number()}.json" for name in ("request", "answer"))
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, str(_WORKER), str(asked), str(answer)]
+        requested, answer = (self.folder / f"{name}-{ranks.number()}.json" for name in ("request", "answer"))
+        requested.write_text(json.dumps(request), encoding="utf-8")
+        command = [sys.executable, str(_WORKER), str(requested), str(answer)]
         log = self.folder.parent / f"generation-{ranks.number()}.log"
-        with log.open("w", encoding="utf-8") as said:
+        with log.open("w", encoding="utf-8") as message:
             # A group of its own, which ends as a whole: vllm has children that hold the GPU's memory.
-            process = subprocess.Popen(command, env=_environment(), stdout=said, stderr=said, start_new_session=True)
+            process = subprocess.Popen(command, env=_environment(), stdout=message, stderr=message, start_new_session=True)
             try:
                 status = process.wait()
             finally:
@@ -103,8 +103,8 @@ class VLLM:
                 f"generation.engine=vllm: its process ended with status {status} ({last}); see {log}. If it found no room for its "
                 "cache, raise generation.gpu_memory, if the GPU was full, lower it; or resume with generation=torch"
             )
-        found: list[list[list[int]]] = json.loads(answer.read_text(encoding="utf-8"))
-        return found
+        result: list[list[list[int]]] = json.loads(answer.read_text(encoding="utf-8"))
+        return result
 
 
 def save_weights(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:

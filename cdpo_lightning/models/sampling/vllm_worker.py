@@ -29,7 +29,7 @@ def answer(request: dict[str, Any]) -> list[list[list[int]]]:
         skip_tokenizer_init=True,
         generation_config="vllm",  # none of the model's own: temperature 1 and nothing cut off
     )
-    asked = [
+    requested = [
         SamplingParams(
             n=request["samples"],
             temperature=1.0,
@@ -41,8 +41,8 @@ def answer(request: dict[str, Any]) -> list[list[list[int]]]:
         )
         for seed in request["seeds"]
     ]
-    found = engine.generate([{"prompt_token_ids": ids} for ids in request["prompts"]], asked, use_tqdm=False)
-    return [[[int(token) for token in one.token_ids] for one in output.outputs] for output in found]
+    result = engine.generate([{"prompt_token_ids": ids} for ids in request["prompts"]], requested, use_tqdm=False)
+    return [[[int(token) for token in one.token_ids] for one in output.outputs] for output in result]
 
 
 def end_with(parent: int) -> None:

@@ -16,7 +16,7 @@ from cdpo_lightning.config import RunConfig
 from cdpo_lightning.evaluation.evaluator import ModelScorer, Scorer
 from cdpo_lightning.models.adapters import lora as adapters
 from cdpo_lightning.models.heads.score_model import ScoreModel
-from cdpo_lightning.store.files import beside, written
+from cdpo_lightning.store.files import sibling, written
 
 _CARD = """---
 tags: [constrained-dpo, safety]
@@ -46,7 +46,7 @@ def export_policy(model: nn.Module, tokenizer: Any, folder: Path, who: str, conf
     """Writes weights (safetensors), tokenizer and card to `folder`, whole or not at all; of adapters what `lora_merge` says."""
     text = card(who, config, metrics)
     if adapters.are_in(model) and not config.model.lora_merge:
-        _write(lambda place: adapters.save(model, config.model, place), tokenizer, folder, text)
+        _write(lambda location: adapters.save(model, config.model, location), tokenizer, folder, text)
         return
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32
     plain: Any = adapters.merged(model)
@@ -91,7 +91,7 @@ def _classifier(model: ScoreModel, unit: float, pad: int) -> Any:
 
 
 def _write(save: Callable[[Path], Any], tokenizer: Any, folder: Path, text: str) -> None:
-    temporary = beside(folder)
+    temporary = sibling(folder)
     try:
         with written(folder):
             save(temporary)

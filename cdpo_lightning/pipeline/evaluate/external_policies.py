@@ -9,7 +9,7 @@ from cdpo_lightning.config import ModelConfig, RunConfig
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.pipeline.evaluate.policies import Candidate
-from cdpo_lightning.pipeline.prepare import Court
+from cdpo_lightning.pipeline.prepare import EvaluationSetup
 from cdpo_lightning.pipeline.setup import require_context, tokenizer_hash
 from cdpo_lightning.text.templates import Encoder
 
@@ -26,15 +26,17 @@ def alone(config: RunConfig) -> RunConfig:
         if not getattr(config, kind).path:
             raise ConfigError(f"{kind}.path is empty: to judge policy=FOLDER without a model.path, name the score models to use")
     stages = [stage for stage in config.stages if stage != "sft"]
-    return replace(config, stages=stages, model=_model(config, config.judged[0]))
+    return replace(config, stages=stages, model=_model(config, config.external_policies[0]))
 
 
-def visitors(court: Court) -> list[Candidate]:
+def external_policies(setup: EvaluationSetup) -> list[Candidate]:
     """The judged policies, on the run's device; behind the reference, which may be SFT, unless a policy stands for it."""
-    config = court.bench.config
+    config = setup.bench.config
     names = ("reference", "sft") if "sft" in config.stages else ("reference",)
-    found = [] if _model(config, config.judged[0]) == config.model else [Candidate(court.reference, names)]
-    return found + [_visitor(court, who, path) for who, path in zip(config.judges, config.judged, strict=True)]
+    result = [] if _model(config, config.external_policies[0]) == config.model else [Candidate(setup.reference, names)]
+    return result + [
+        _external_policy(setup, who, path) for who, path in zip(config.external_names, config.external_policies, strict=True)
+    ]
 
 
 def _model(config: RunConfig, path: str) -> ModelConfig:
@@ -43,13 +45,13 @@ def _model(config: RunConfig, path: str) -> ModelConfig:
     return replace(config.model, path=name, gguf_file="", revision=revision or None)
 
 
-def _visitor(court: Court, who: str, path: str) -> Candidate:
+def _external_policy(setup: EvaluationSetup, who: str, path: str) -> Candidate:
     """The policy with its own tokenizer; its KL to the reference is measured only where both read the same tokens, and are two."""
-    config = court.bench.config
+    config = setup.bench.config
     own = _model(config, path)
     require_context(replace(config, model=own))
     tokenizer = causal_lm.load_tokenizer(own)
-    model = causal_lm.load(own).to(court.bench.device).requires_grad_(False)
-    comparable = own != config.model and tokenizer_hash(tokenizer) == tokenizer_hash(court.bench.tokenizer)
+    model = causal_lm.load(own).to(setup.bench.device).requires_grad_(False)
+    comparable = own != config.model and tokenizer_hash(tokenizer) == tokenizer_hash(setup.bench.tokenizer)
     encoder = Encoder(tokenizer, own.template, own.max_prompt_tokens, own.max_response_tokens)
     return Candidate(model, (who,), None if comparable else encoder)

@@ -18,7 +18,7 @@ from cdpo_lightning.evaluation.exact import ExactProblem, all_rows, all_texts
 from cdpo_lightning.evaluation.metrics import Metrics, policy_metrics, sample_rows, write_jsonl
 from cdpo_lightning.evaluation.refusal import is_refusal, refusal_metrics
 from cdpo_lightning.evaluation.truthful import truthfulqa_metrics
-from cdpo_lightning.pipeline.prepare import Court, Prepared, constants_from
+from cdpo_lightning.pipeline.prepare import EvaluationSetup, Prepared, constants_from
 from cdpo_lightning.store.files import whole_file
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.text.templates import Encoder
@@ -33,26 +33,26 @@ class Candidate:
     encoder: Encoder | None = None
 
 
-def judge_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen) -> Metrics:
+def evaluate_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen) -> Metrics:
     """Samples and, in the closed-form world, exact values of the reference, SFT and every policy."""
     metrics = _exact_metrics(prepared, policies)
     if "evaluate" not in prepared.bench.config.stages:
         return metrics
-    candidates = [Candidate(policy, tuple(names)) for policy, names in _judged(prepared, policies)]
-    return metrics | judge_by_samples(prepared, candidates, screen)
+    candidates = [Candidate(policy, tuple(names)) for policy, names in _candidates(prepared, policies)]
+    return metrics | evaluate_by_samples(prepared, candidates, screen)
 
 
-def judge_by_samples(court: Court, candidates: list[Candidate], screen: Screen) -> Metrics:
+def evaluate_by_samples(setup: EvaluationSetup, candidates: list[Candidate], screen: Screen) -> Metrics:
     """`eval/<who>/*` of every candidate on the same prompts, under each of its names."""
-    bench, config = court.bench, court.bench.config
+    bench, config = setup.bench, setup.bench.config
     items = spread(bench.corpus.prompts, config.evaluation.prompts)
     everyone: dict[str, Measurement] = {}
     seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
     metrics: Metrics = {}
     with screen.stage("evaluate") as done:
         for one in candidates:
-            asked = [item.prompt for item in items]
-            measured = court.judge.measure(one.model, asked, config.evaluation.samples_per_prompt, seed, one.encoder)
+            requested = [item.prompt for item in items]
+            measured = setup.evaluator.measure(one.model, requested, config.evaluation.samples_per_prompt, seed, one.encoder)
             everyone |= dict.fromkeys(one.names, measured)
         for who, measured in everyone.items():
             metrics |= policy_metrics(who, measured, config.constraint.c_limit) | category_metrics(who, measured, items)
@@ -61,20 +61,20 @@ def judge_by_samples(court: Court, candidates: list[Candidate], screen: Screen) 
         done({"prompts": len(items), "responses": len(rows)})
     if ranks.first():
         write_jsonl(bench.folder / "samples.jsonl", rows)
-    return metrics | _refusals(court, candidates, screen) | _truthfulness(court, candidates, screen)
+    return metrics | _refusals(setup, candidates, screen) | _truthfulness(setup, candidates, screen)
 
 
-def _refusals(court: Court, candidates: list[Candidate], screen: Screen) -> Metrics:
+def _refusals(setup: EvaluationSetup, candidates: list[Candidate], screen: Screen) -> Metrics:
     """`eval/<who>/refusal/*`, and every response with what the detector said of it in refusals.jsonl."""
-    config, metrics, rows = court.bench.config, {}, []  # type: ignore[var-annotated]
-    items = spread(court.bench.corpus.refusal_prompts, config.evaluation.prompts)
+    config, metrics, rows = setup.bench.config, {}, []  # type: ignore[var-annotated]
+    items = spread(setup.bench.corpus.refusal_prompts, config.evaluation.prompts)
     seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
     if not items:
         return {}
     with screen.stage("refusals") as done:
         for one in candidates:
-            asked, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
-            samples, texts = court.judge.draw(one.model, asked, count, seed, one.encoder or court.judge.encoder)
+            requested, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
+            samples, texts = setup.evaluator.draw(one.model, requested, count, seed, one.encoder or setup.evaluator.encoder)
             for name in one.names:
                 metrics |= refusal_metrics(name, items, [text for _, text in texts], [s.prompt for s in samples])
                 rows += [
@@ -89,26 +89,26 @@ def _refusals(court: Court, candidates: list[Candidate], screen: Screen) -> Metr
                 ]
         done({"prompts": len(items)})
     if ranks.first():
-        write_jsonl(court.bench.folder / "refusals.jsonl", rows)
+        write_jsonl(setup.bench.folder / "refusals.jsonl", rows)
     return metrics
 
 
-def _truthfulness(court: Court, candidates: list[Candidate], screen: Screen) -> Metrics:
+def _truthfulness(setup: EvaluationSetup, candidates: list[Candidate], screen: Screen) -> Metrics:
     """`eval/<who>/truthfulqa/*`."""
-    config, metrics = court.bench.config, {}  # type: ignore[var-annotated]
-    items, trainer = spread(court.bench.corpus.questions, config.evaluation.prompts), config.trainer
+    config, metrics = setup.bench.config, {}  # type: ignore[var-annotated]
+    items, trainer = spread(setup.bench.corpus.questions, config.evaluation.prompts), config.trainer
     if not items:
         return {}
     with screen.stage("truthfulqa") as done:
         for one in candidates:
-            encoder = one.encoder or court.judge.encoder
-            found = truthfulqa_metrics(one.model, encoder, items, trainer.inference_batch, trainer.precision)
-            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in one.names for key, value in found.items()}
+            encoder = one.encoder or setup.evaluator.encoder
+            result = truthfulqa_metrics(one.model, encoder, items, trainer.inference_batch, trainer.precision)
+            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in one.names for key, value in result.items()}
         done({"questions": len(items)})
     return metrics
 
 
-def _judged(prepared: Prepared, policies: dict[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
+def _candidates(prepared: Prepared, policies: dict[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
     """Every policy once with the names it goes by: SFT is the reference."""
     fine_tuned = ["sft"] if "sft" in prepared.bench.config.stages or "sft" in policies else []
     others = [(policy, [who]) for who, policy in policies.items() if who != "sft"]
@@ -124,7 +124,7 @@ def exact_problem(prepared: Prepared) -> ExactProblem | None:
     rows = all_rows(prompts, [bench.encoder.response(r) for r in world.responses])
     texts = all_texts(world)
     shape = (len(world.prompts), len(world.responses))
-    reward, cost, logp = constants_from(bench, prepared.judge, prepared.reference_identity)(texts, rows)
+    reward, cost, logp = constants_from(bench, prepared.evaluator, prepared.reference_identity)(texts, rows)
     truth = torch.tensor([world.truth(*text) for text in texts], dtype=torch.float64)
     config = bench.config
     return ExactProblem(
@@ -145,9 +145,9 @@ def _exact_metrics(prepared: Prepared, policies: dict[str, nn.Module]) -> Metric
         return {}
     trainer = prepared.bench.config.trainer
     metrics: Metrics = {**problem.metrics()}
-    for policy, names in _judged(prepared, policies):
+    for policy, names in _candidates(prepared, policies):
         for who in names:
-            metrics |= problem.judge(who, policy, trainer.inference_batch, trainer.precision)
+            metrics |= problem.evaluator(who, policy, trainer.inference_batch, trainer.precision)
     if ranks.first():
         _write_frontier(prepared, problem)
     return metrics

@@ -15,7 +15,7 @@ from cdpo_lightning.data.pairs.objectives import Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable
 from cdpo_lightning.maths.primal_dual import exploration_bonus
 from cdpo_lightning.models.lm.packed_forward import numerics, response_features
-from cdpo_lightning.models.lm.placement import at_work
+from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.text.packing import pack, row_length
 
 _RIDGE = 1.0  # features have unit length
@@ -40,7 +40,7 @@ class Exploration:
     @torch.no_grad()
     def _learn(self, table: PairTable, keys: list[_Key]) -> None:
         rows = [(table.prompts[prompt], [response]) for prompt, response in keys]
-        with at_work(self._reference) as device, numerics(self._precision, device):
+        with on_device(self._reference) as device, numerics(self._precision, device):
             for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):
-                found = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
-                self._features.update(zip([keys[i] for i in batch], found, strict=True))
+                result = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
+                self._features.update(zip([keys[i] for i in batch], result, strict=True))

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cdpo_lightning.config import Plan
-from cdpo_lightning.data.pairs.objectives import GivenPreference, Objective
+from cdpo_lightning.config import ResolvedMethod
+from cdpo_lightning.data.pairs.objectives import FixedLabels, Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.errors import DataError
@@ -41,13 +41,13 @@ def unsafe_flags(pairs: Sequence[PreferencePair], table: PairTable) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool).view(-1, 2)
 
 
-def learnt_from(prepared: Prepared, plan: Plan, objective: Objective) -> tuple[PairTable, Objective]:
+def learnt_from(prepared: Prepared, plan: ResolvedMethod, objective: Objective) -> tuple[PairTable, Objective]:
     """The pairs that the plan trains on and the objective with their labels: all and its own, unless people or safety decide."""
     table = prepared.table
-    if not (plan.human or plan.recipe.safety_first):
+    if not (plan.human or plan.spec.safety_first):
         return table, objective
     label = better_labels(prepared.pairs) if plan.human else table.target(0.0, "bernoulli")
-    if plan.recipe.safety_first:
+    if plan.spec.safety_first:
         label = safety_first(label, unsafe_flags(prepared.pairs, table))
     return with_labels(table, label, objective, plan.who)
 
@@ -63,4 +63,4 @@ def with_labels(table: PairTable, label: Tensor, objective: Objective, who: str)
         raise DataError(
             f"{who}: none of {len(table)} pairs has a label it can use; add labels to the data, or method.preferences=scores"
         )
-    return replace(table, pair_M2=table.pair_M2[kept], draw_M=table.draw_M[kept]), GivenPreference(objective, label[kept])
+    return replace(table, pair_M2=table.pair_M2[kept], draw_M=table.draw_M[kept]), FixedLabels(objective, label[kept])

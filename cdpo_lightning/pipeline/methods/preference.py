@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdpo_lightning.config import ConstraintConfig, Plan, PolicyConfig
+from cdpo_lightning.config import ConstraintConfig, PolicyConfig, ResolvedMethod
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.pairs.objectives import LagrangianPreference, Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.errors import ConfigError
-from cdpo_lightning.evaluation.evaluator import Judge, Measurement
+from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.maths.dual import effective_sample_size, one_shot_lambda
 from cdpo_lightning.maths.preference import lagrangian_reward
 from cdpo_lightning.pipeline.evaluate.policies import exact_problem
-from cdpo_lightning.pipeline.methods.compute_budget import SCORERS, Spent, networks_of, sampled, trained
+from cdpo_lightning.pipeline.methods.compute_budget import SCORERS, ComputeBudget, networks_of, sampled, trained
 from cdpo_lightning.pipeline.methods.labels import learnt_from
 from cdpo_lightning.pipeline.prepare import Prepared
 from cdpo_lightning.pipeline.setup import trainable
 from cdpo_lightning.streams import Stream, stream_seed
-from cdpo_lightning.training.callbacks.compute_meter import Budget
+from cdpo_lightning.training.callbacks.compute_meter import ComputeMeter
 from cdpo_lightning.training.callbacks.dual_update import DualUpdate, Feedback, by_score
 from cdpo_lightning.training.callbacks.speed import Speed
-from cdpo_lightning.training.data_modules.pair_data import DualState, Optimism, PairDataModule
+from cdpo_lightning.training.data_modules.pair_data import DualState, ExplorationBonus, PairDataModule
 from cdpo_lightning.training.fit import Stage, make_logger
 from cdpo_lightning.training.modules.policy import PolicyModule
 
@@ -41,7 +41,7 @@ class Trained:
     model: nn.Module
     dual: Metrics
     speed: Metrics
-    spent: Spent
+    compute: ComputeBudget
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Task:
     table: PairTable
     objective: Objective
     start: nn.Module  # the policy before the first step, and the table's reference
-    judge: Judge
+    evaluator: PolicyEvaluator
     lam: float
     anchor: PairTable | None = None
     feedback: Feedback = by_score
-    optimism: Optimism | None = None
+    exploration_bonus: ExplorationBonus | None = None
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,22 @@ class Fitted:
     model: nn.Module
     state: DualState
     speed: Metrics
-    spent: Spent
+    compute: ComputeBudget
 
 
 def fit_pairs(prepared: Prepared, task: Task, screen: Screen) -> Fitted:
     """The policy after the last epoch, lambda and all that the dual loop remembers."""
     bench, config, policy = prepared.bench, prepared.bench.config, task.policy
-    data = PairDataModule(task.table, policy, task.lam, config.seed, task.anchor, task.objective, task.optimism)
+    data = PairDataModule(task.table, policy, task.lam, config.seed, task.anchor, task.objective, task.exploration_bonus)
     model = trainable(bench, task.start)
     sizes = {"model/parameters": _count(model, False), "model/trainable_parameters": _count(model, True)}
     module = PolicyModule(model, policy)
     task.folder.mkdir(parents=True, exist_ok=True)
-    speed, budget = Speed(), Budget()
+    speed, budget = Speed(), ComputeMeter()
     callbacks: list[Any] = []
     if task.constraint.kind == "dual" or policy.refresh:
         say, history = screen.round, bench.history
-        common = (task.constraint, policy, task.judge, prepared.prompts, history, task.who, task.folder, config.seed)
+        common = (task.constraint, policy, task.evaluator, prepared.prompts, history, task.who, task.folder, config.seed)
         callbacks.append(DualUpdate(*common, say, task.feedback))
     stage = Stage("policy", policy.epochs, task.folder, config.seed, task.who, policy.gradient_clip)
     with screen.stage(task.who) as done:
@@ -93,8 +93,8 @@ def fit_pairs(prepared: Prepared, task: Task, screen: Screen) -> Fitted:
         part = sizes["model/trainable_parameters"]
         adapted = {} if part == sizes["model/parameters"] else {"trained parameters": part}
         done({"lambda": data.dual.lam, "rounds": data.dual.round, **adapted})
-    spent = trained(budget, data.dual, 1 + (networks_of(task.judge) if callbacks else 0))
-    return Fitted(bench.at_rest(module.model), data.dual, sizes | speed.metrics(), spent)
+    compute = trained(budget, data.dual, 1 + (networks_of(task.evaluator) if callbacks else 0))
+    return Fitted(bench.offload(module.model), data.dual, sizes | speed.metrics(), compute)
 
 
 def _count(model: nn.Module, trained: bool) -> int:
@@ -102,9 +102,9 @@ def _count(model: nn.Module, trained: bool) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
 
-def train_preference(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
+def train_preference(prepared: Prepared, plan: ResolvedMethod, screen: Screen) -> Trained:
     """The policy of C-DPO, or of one of those that differ from it in labels and lambda alone."""
-    lam, spent = start_lambda(prepared, plan.constraint, screen)
+    lam, compute = start_lambda(prepared, plan.constraint, screen)
     anchor, drawn = anchor_table(prepared, plan.policy)
     objective = LagrangianPreference(plan.policy.beta, plan.policy.labels)
     table, objective = learnt_from(prepared, plan, objective)  # type: ignore[assignment]
@@ -117,23 +117,25 @@ def train_preference(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
         table=table,
         objective=objective,
         start=prepared.reference,
-        judge=prepared.judge,
+        evaluator=prepared.evaluator,
         lam=lam,
         anchor=anchor,
     )
-    found = fit_pairs(prepared, task, screen)
-    asked = 0 if plan.human else 1 if plan.constraint.kind == "none" else SCORERS
-    labels = Spent(scorer_forwards=asked * len(table.responses))
-    return Trained(found.model, dual_metrics(found.state, plan.constraint, lam), found.speed, spent + drawn + labels + found.spent)
+    result = fit_pairs(prepared, task, screen)
+    requested = 0 if plan.human else 1 if plan.constraint.kind == "none" else SCORERS
+    labels = ComputeBudget(scorer_forwards=requested * len(table.responses))
+    return Trained(
+        result.model, dual_metrics(result.state, plan.constraint, lam), result.speed, compute + drawn + labels + result.compute
+    )
 
 
 def reference_samples(prepared: Prepared, per_prompt: int) -> Measurement:
     """Samples of the reference for all prompts, for `one_shot` and the anchor."""
     seed = stream_seed(prepared.bench.config.seed, Stream.DUAL_SAMPLES, 0)
-    return prepared.judge.measure(prepared.reference, prepared.prompts, per_prompt, seed)
+    return prepared.evaluator.measure(prepared.reference, prepared.prompts, per_prompt, seed)
 
 
-def start_lambda(prepared: Prepared, constraint: ConstraintConfig, screen: Screen) -> tuple[float, Spent]:
+def start_lambda(prepared: Prepared, constraint: ConstraintConfig, screen: Screen) -> tuple[float, ComputeBudget]:
     """Lambda before training and what finding it took: 0 without a constraint, a number, the root on samples of the reference
     (`one_shot`), or the exact one of the closed-form world.
 
@@ -141,11 +143,11 @@ def start_lambda(prepared: Prepared, constraint: ConstraintConfig, screen: Scree
         ConfigError: `exact`, and no lambda meets the limit.
     """
     if constraint.kind == "none":
-        return 0.0, Spent()
+        return 0.0, ComputeBudget()
     if constraint.lambda_init == "exact":
-        return _exact_lambda(prepared, constraint), Spent()
+        return _exact_lambda(prepared, constraint), ComputeBudget()
     if not isinstance(constraint.lambda_init, str):
-        return float(constraint.lambda_init), Spent()
+        return float(constraint.lambda_init), ComputeBudget()
     measured = reference_samples(prepared, constraint.one_shot_samples)
     shape = (-1, constraint.one_shot_samples)
     beta = prepared.bench.config.policy.beta
@@ -167,10 +169,10 @@ def _exact_lambda(prepared: Prepared, constraint: ConstraintConfig) -> float:
     return lam
 
 
-def anchor_table(prepared: Prepared, policy: PolicyConfig) -> tuple[PairTable | None, Spent]:
+def anchor_table(prepared: Prepared, policy: PolicyConfig) -> tuple[PairTable | None, ComputeBudget]:
     """Reference responses for the anchor, if it is on, and what drawing them took."""
     if policy.anchor == 0:
-        return None, Spent()
+        return None, ComputeBudget()
     measured = reference_samples(prepared, policy.anchor_responses)
     table = PairTable(
         prompts=prepared.table.prompts,
@@ -189,9 +191,9 @@ def dual_metrics(state: DualState, constraint: ConstraintConfig, start: float) -
     """`dual/*`."""
     if constraint.kind == "none":
         return {}
-    found: Metrics = {"dual/lambda": state.lam, "dual/lambda_start": start}
+    result: Metrics = {"dual/lambda": state.lam, "dual/lambda_start": start}
     if state.round:
-        found |= {
+        result |= {
             "dual/rounds": state.round,
             "dual/expected_cost": state.expected_cost,
             "dual/expected_cost_se": state.expected_cost_se,
@@ -200,4 +202,4 @@ def dual_metrics(state: DualState, constraint: ConstraintConfig, start: float) -
             "dual/scored": state.scored,
             "dual/best_feasible_round": state.best_round,
         }
-    return found
+    return result

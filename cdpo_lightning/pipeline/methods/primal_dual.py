@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cdpo_lightning.config import Plan, PrimalDualConfig
+from cdpo_lightning.config import PrimalDualConfig, ResolvedMethod
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.pairs.objectives import CostPreference, LagrangianPreference, Objective
@@ -16,7 +16,7 @@ from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.maths.primal_dual import binary_feedback
 from cdpo_lightning.maths.statistics import clustered_mean, within_cluster_variance
 from cdpo_lightning.pipeline.evaluate.policies import exact_problem
-from cdpo_lightning.pipeline.methods.compute_budget import Spent, sampled
+from cdpo_lightning.pipeline.methods.compute_budget import ComputeBudget, sampled
 from cdpo_lightning.pipeline.methods.exploration import Exploration
 from cdpo_lightning.pipeline.methods.labels import better_labels, safer_labels, with_labels
 from cdpo_lightning.pipeline.methods.preference import Task, Trained, dual_metrics, fit_pairs, start_lambda
@@ -63,9 +63,9 @@ def _logp(prepared: Prepared, model: nn.Module, table: PairTable) -> Tensor:
     return prepared.bench.logp(model, rows)
 
 
-def train_primal_dual(prepared: Prepared, plan: Plan, screen: Screen) -> Trained:
+def train_primal_dual(prepared: Prepared, plan: ResolvedMethod, screen: Screen) -> Trained:
     """The policy of PD-DPO; pi_rhat itself if lambda ends at 0."""
-    lam, spent = start_lambda(prepared, plan.constraint, screen)
+    lam, compute = start_lambda(prepared, plan.constraint, screen)
     first = _stage(prepared, plan, prepared.table if plan.primal_dual.pairs == "data" else complete_table(prepared))
     beta, labels = plan.policy.beta, plan.primal_dual.labels
     better = better_labels(prepared.pairs) if plan.human else None
@@ -76,20 +76,20 @@ def train_primal_dual(prepared: Prepared, plan: Plan, screen: Screen) -> Trained
     )
     rhat = fit_pairs(prepared, replace(reward, policy=replace(first.policy, epochs=plan.primal_dual.reward_epochs)), screen)
     rhat.model.requires_grad_(False)
-    judge = replace(prepared.judge, reference=rhat.model)
+    evaluator = replace(prepared.evaluator, reference=rhat.model)
     table = replace(first.table, reference_logp_N=_logp(prepared, rhat.model, first.table))
     safer = safer_labels(prepared.pairs) if plan.human else None
-    second = replace(first, table=table, judge=judge, start=rhat.model, feedback=feedback_of(plan.primal_dual))
+    second = replace(first, table=table, evaluator=evaluator, start=rhat.model, feedback=feedback_of(plan.primal_dual))
     second = _with(second, CostPreference(beta, labels), safer, prepared, bonus)
     begun, measured = _first_step(second, prepared, lam)
-    found = fit_pairs(prepared, replace(second, lam=begun), screen)
-    asked = 0 if plan.human else 2 * len(table.responses)  # reward in the first stage, cost in the second
-    spent = spent + measured + Spent(scorer_forwards=asked) + rhat.spent + found.spent
-    model = found.model if found.state.lam > 0 else rhat.model
-    return Trained(model, dual_metrics(found.state, plan.constraint, lam), found.speed, spent)
+    result = fit_pairs(prepared, replace(second, lam=begun), screen)
+    requested = 0 if plan.human else 2 * len(table.responses)  # reward in the first stage, cost in the second
+    compute = compute + measured + ComputeBudget(scorer_forwards=requested) + rhat.compute + result.compute
+    model = result.model if result.state.lam > 0 else rhat.model
+    return Trained(model, dual_metrics(result.state, plan.constraint, lam), result.speed, compute)
 
 
-def _stage(prepared: Prepared, plan: Plan, table: PairTable) -> Task:
+def _stage(prepared: Prepared, plan: ResolvedMethod, table: PairTable) -> Task:
     """What both stages share; the objective and the labels are put in for each."""
     policy = replace(plan.policy, labels=plan.primal_dual.labels, refresh=plan.primal_dual.online, epochs=plan.primal_dual.epochs)
     if plan.primal_dual.pairs == "complete":
@@ -103,7 +103,7 @@ def _stage(prepared: Prepared, plan: Plan, table: PairTable) -> Task:
         table=table,
         objective=LagrangianPreference(policy.beta, policy.labels),
         start=prepared.reference,
-        judge=prepared.judge,
+        evaluator=prepared.evaluator,
         lam=0.0,
     )
 
@@ -115,18 +115,18 @@ def _with(task: Task, objective: Objective, label: Tensor | None, prepared: Prep
         table, objective = with_labels(table, label, objective, task.who)
     trainer = prepared.bench.config.trainer
     explored = Exploration(prepared.reference, objective, bonus, trainer.inference_batch, trainer.precision)
-    return replace(task, table=table, objective=objective, optimism=explored if bonus else None)
+    return replace(task, table=table, objective=objective, exploration_bonus=explored if bonus else None)
 
 
-def _first_step(task: Task, prepared: Prepared, lam: float) -> tuple[float, Spent]:
+def _first_step(task: Task, prepared: Prepared, lam: float) -> tuple[float, ComputeBudget]:
     """Lambda after a step on samples of pi_rhat, and what these took: a loop begun at 0 would learn nothing of cost at first."""
     constraint = task.constraint
     if constraint.kind != "dual":
-        return lam, Spent()
+        return lam, ComputeBudget()
     seed = prepared.bench.config.seed
     chosen = choose_prompts(len(prepared.prompts), constraint.prompts, stream_seed(seed, Stream.DUAL_PROMPTS, 0))
     prompts = [prepared.prompts[i] for i in chosen.tolist()]
-    measured = task.judge.measure(task.start, prompts, constraint.samples_per_prompt, stream_seed(seed, Stream.DUAL_SAMPLES, 0))
+    measured = task.evaluator.measure(task.start, prompts, constraint.samples_per_prompt, stream_seed(seed, Stream.DUAL_SAMPLES, 0))
     cost = clustered_mean(task.feedback(measured.cost, stream_seed(seed, Stream.SAFETY_ORACLE, 0)), measured.prompt)
     variance = within_cluster_variance(measured.cost, measured.prompt)
     return next_lambda(constraint, task.policy.beta, DualState(lam, lam), cost, variance)[0], sampled([measured])

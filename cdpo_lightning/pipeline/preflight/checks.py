@@ -24,7 +24,7 @@ from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.pipeline.constants import make_table
 from cdpo_lightning.pipeline.preflight import resources as plan
 from cdpo_lightning.pipeline.scorers import load_published
-from cdpo_lightning.pipeline.setup import Bench, load_tokenizer, require_context, require_examples
+from cdpo_lightning.pipeline.setup import RunContext, load_tokenizer, require_context, require_examples
 from cdpo_lightning.store.artifacts import Ledger, Store
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.templates import Encoder
@@ -63,7 +63,7 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
         screen.say(f"tokenizer  {len(tokenizer):,} tokens, eos {tokenizer.eos_token!r}, template {config.model.template}")
         if corpus is not None:
             store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
-            bench = Bench(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
+            bench = RunContext(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
             _rows(bench, screen)
             _step_0(bench, screen)
             _cost_sign(bench, screen)
@@ -113,7 +113,7 @@ def _data_names(config: RunConfig) -> list[str]:
     return [d.pairs, d.reward_pairs, d.cost_labels, d.demonstrations, d.evaluation_prompts] if isinstance(d, FilesConfig) else []
 
 
-def _rows(bench: Bench, screen: Screen) -> None:
+def _rows(bench: RunContext, screen: Screen) -> None:
     """Encodes the first pairs: every response that is not cut ends with the end token."""
     encoder: Encoder = bench.encoder
     pairs = bench.corpus.pairs[:_ROWS]
@@ -137,7 +137,7 @@ def _span(ids: list[tuple[int, ...]]) -> str:
     return f"{lengths[0]} to {lengths[-1]}, median {lengths[len(lengths) // 2]}"
 
 
-def _step_0(bench: Bench, screen: Screen) -> None:
+def _step_0(bench: RunContext, screen: Screen) -> None:
     """The policy's loss on the first pairs before any step: ln 2, policy and reference being one model.
 
     Raises:
@@ -170,7 +170,7 @@ def _parameters(model: torch.nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
-def _cost_sign(bench: Bench, screen: Screen) -> None:
+def _cost_sign(bench: RunContext, screen: Screen) -> None:
     """Scores answers that anybody can tell apart.
 
     Raises:

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cdpo_lightning.config import Plan, RunConfig
+from cdpo_lightning.config import ResolvedMethod, RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import Corpus
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import memory
 from cdpo_lightning.models.lm.packed_forward import compute_type
-from cdpo_lightning.pipeline.setup import Base, Bench, load_base, made_of
+from cdpo_lightning.pipeline.setup import Base, RunContext, load_base, made_of
 from cdpo_lightning.store.artifacts import Ledger, Store
 from cdpo_lightning.store.history import History
 
@@ -32,7 +32,7 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
     trainer = config.trainer
     tokens = _tokens(config)
     active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
-    beside = 0 if trainer.park_frozen else sum(_frozen(config)) * shape.parameters
+    sibling = 0 if trainer.park_frozen else sum(_frozen(config)) * shape.parameters
     screen.say(
         f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
         f"GB on each of {trainer.processes} ranks, estimated, {tokens:,} tokens a batch at full length"
@@ -41,11 +41,11 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
         f"           {'':<8}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'scorers, ref.':>15}{'sum':>8}"
     )
     for stage, name in enumerate(("ddp" if trainer.processes > 1 else "one", "zero1", "zero2", "zero3")):
-        parts = [*memory.per_rank(shape, trainer, stage).values(), active, beside]
+        parts = [*memory.per_rank(shape, trainer, stage).values(), active, sibling]
         weights, gradients, optimizer, *_ = (part / _GB for part in parts)
         chosen = "  <- trainer" if stage == trainer.zero else ""
         screen.say(
-            f"           {name:<8}{weights:>9.2f}{gradients:>11.2f}{optimizer:>11.2f}{active / _GB:>13.2f}{beside / _GB:>15.2f}"
+            f"           {name:<8}{weights:>9.2f}{gradients:>11.2f}{optimizer:>11.2f}{active / _GB:>13.2f}{sibling / _GB:>15.2f}"
             f"{sum(parts) / _GB:>8.1f}{chosen}"
         )
     if trainer.zero == 3:
@@ -77,12 +77,12 @@ def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -
     kept = one * (1 + config.trainer.keep_checkpoints) + best  # one more while it is written
     need = policies * (kept + 4 * shape.parameters)
     need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # what it reads
-    place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(place).free
-    said = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"
+    location = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(location).free
+    message = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"
     if need > free and config.mode == "run":
-        raise ConfigError(f"run_dir={config.run_dir}: {said.split('  ')[-1].strip()}; choose another disk")
-    screen.say(said + ("; TOO LITTLE for a run here" if need > free else ""))
+        raise ConfigError(f"run_dir={config.run_dir}: {message.split('  ')[-1].strip()}; choose another disk")
+    screen.say(message + ("; TOO LITTLE for a run here" if need > free else ""))
 
 
 def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path, screen: Screen) -> None:
@@ -92,7 +92,7 @@ def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Pat
     for stage in config.stages:
         screen.say(f"stage      {stage:<10}{_steps(config, corpus, stage)}{held.get(stage, '')}")
     for each in map(config.plan, config.trained if "policy" in config.stages else []):
-        screen.say(f"method     {each.who} ({each.recipe.trainer}, constraint {each.constraint.kind})")
+        screen.say(f"method     {each.who} ({each.spec.trainer}, constraint {each.constraint.kind})")
 
 
 def _steps(config: RunConfig, corpus: Corpus | None, stage: str) -> str:
@@ -127,25 +127,25 @@ def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
     plans = [config.plan(who) for who in config.trained]
     own = plans[-1]
     policy, c = own.policy, own.constraint
-    said = ", ".join(f"{plan.who} {_length(plan)}" for plan in plans if plan.recipe.trainer != "none")
-    if corpus is None or own.recipe.trainer != "preference":
-        return said
+    message = ", ".join(f"{plan.who} {_length(plan)}" for plan in plans if plan.spec.trainer != "none")
+    if corpus is None or own.spec.trainer != "preference":
+        return message
     prompts = len({pair.prompt for pair in corpus.pairs})
     sampled = min(c.prompts or prompts, prompts)
     pairs = len(corpus.pairs) + policy.refresh * sampled * policy.refresh_window  # once the window is full
     steps = policy.epochs * math.ceil(pairs / policy.batch_size)
     tokens = steps * config.trainer.processes * _tokens(config)
     return (
-        f"{said}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens for {own.who}; "
+        f"{message}; up to {pairs:,} pairs an epoch, {steps:,} steps and {tokens / 1e6:,.1f} million tokens for {own.who}; "
         f"{sampled:,} x {c.samples_per_prompt} samples a round"
     )
 
 
-def _length(plan: Plan) -> str:
+def _length(plan: ResolvedMethod) -> str:
     """How long a method is trained."""
-    if plan.recipe.trainer == "ppo":
+    if plan.spec.trainer == "ppo":
         return f"{plan.ppo.rounds} rounds"
-    if plan.recipe.trainer == "primal_dual":
+    if plan.spec.trainer == "primal_dual":
         return f"{plan.primal_dual.reward_epochs} and {plan.primal_dual.epochs} epochs"
     return f"{plan.policy.epochs} epochs, {plan.policy.epochs // plan.constraint.every_k_epochs} dual rounds"
 
@@ -155,11 +155,11 @@ def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path
     if corpus is None or tokenizer is None or config.model.path:
         return {}
     store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
-    bench = Bench(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
+    bench = RunContext(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
     base: Base = load_base(bench)
-    found = {}
+    result = {}
     for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
         if stage == "sft" or (_is_learned(corpus) and not getattr(config, stage).path):
             there = store.holds(stage, made_of(bench, base, getattr(config, stage), data))
-            found[stage] = "; the store has it" if there else "; not in the store"
-    return found
+            result[stage] = "; the store has it" if there else "; not in the store"
+    return result

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from cdpo_lightning.report.figures.labels import Box, margin_labels, point_labels, wrap_title
 from cdpo_lightning.report.figures.panels import draw_cost, draw_lambda
-from cdpo_lightning.report.figures.reward_cost_plot import draw_trade, points
+from cdpo_lightning.report.figures.reward_cost_plot import draw_reward_cost, points
 from cdpo_lightning.report.figures.style import STYLE
 from cdpo_lightning.report.load import Run
 
@@ -53,7 +53,7 @@ def dual_rounds(run: Run) -> Figure:
 def reward_cost(run: Run) -> Figure:
     """E[reward] against E[cost], everyone with a 95 % interval."""
     with _figure(7.6, 5.2) as figure:
-        _trade(figure, figure.subplots(), run)
+        _reward_cost(figure, figure.subplots(), run)
     return figure
 
 
@@ -63,7 +63,7 @@ def hero(run: Run) -> Figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.02)
         upper, lower = left.subplots(2, 1, sharex=True)
         _rounds(figure, upper, lower, run)
-        _trade(figure, right.subplots(), run)
+        _reward_cost(figure, right.subplots(), run)
     return figure
 
 
@@ -83,8 +83,8 @@ def _rounds(figure: Figure, upper: Axes, lower: Axes, run: Run) -> None:
     margin_labels(lower, below)
 
 
-def _trade(figure: Figure, axes: Axes, run: Run) -> None:
-    labels = draw_trade(axes, run)
+def _reward_cost(figure: Figure, axes: Axes, run: Run) -> None:
+    labels = draw_reward_cost(axes, run)
     figure.draw_without_rendering()
     wrap_title(axes)
     figure.draw_without_rendering()

@@ -23,14 +23,14 @@ def loops(run: Run) -> dict[str, list[Mapping]]:
     A method's own first stage, which nobody judges, is left out.
     """
     main = main_who(run.metrics) or "cdpo"
-    found: dict[str, list[Mapping]] = {}
+    result: dict[str, list[Mapping]] = {}
     for row in run.rounds:
-        found.setdefault(row.get("who", main), []).append(row)
-    judged = {who: rounds for who, rounds in found.items() if finite(run.metrics, f"eval/{who}/cost_mean") is not None}
-    found = judged or found
-    if len(found) > MANY_METHODS:
-        found = {who: rounds for who, rounds in found.items() if who == main or len(set(_lambda_path(rounds)[1])) > 1}
-    return dict(sorted(found.items(), key=lambda item: item[0] != main))
+        result.setdefault(row.get("who", main), []).append(row)
+    external_policies = {who: rounds for who, rounds in result.items() if finite(run.metrics, f"eval/{who}/cost_mean") is not None}
+    result = external_policies or result
+    if len(result) > MANY_METHODS:
+        result = {who: rounds for who, rounds in result.items() if who == main or len(set(_lambda_path(rounds)[1])) > 1}
+    return dict(sorted(result.items(), key=lambda item: item[0] != main))
 
 
 def series(rounds: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
@@ -41,23 +41,23 @@ def series(rounds: Sequence[Mapping], key: str) -> tuple[list[float], list[float
 
 def draw_lambda(axes: Axes, run: Run) -> list[Label]:
     """lambda as used in each round, the last step's result as an open dot, lambda* dashed; returns margin labels."""
-    found, labels = loops(run), []
-    for who, rounds in found.items():
+    result, labels = loops(run), []
+    for who, rounds in result.items():
         at, lam = _lambda_path(rounds)
-        labels += _line(axes, who, at, lam, named=len(found) > 1)
+        labels += _line(axes, who, at, lam, named=len(result) > 1)
         if lam and finite(rounds[-1], "dual/lambda_next") is not None:
             axes.plot(at[-1:], lam[-1:], "o", ms=5, mfc="white", mec=colour_of(who), zorder=4)
     if (exact := finite(run.metrics, "exact/lambda")) is not None and not unreachable(run.metrics):
         axes.axhline(exact, ls="--", lw=1.3, color=INK, zorder=2)
         labels.append(Label(0, exact, f"exact λ* {telling(exact)}", INK))
     axes.set_ylabel("λ (reward per cost)")
-    axes.set_title(_whose(found) + lambda_title(run.metrics, _lambda_path(next(iter(found.values()), []))[1]))
+    axes.set_title(_whose(result) + lambda_title(run.metrics, _lambda_path(next(iter(result.values()), []))[1]))
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     return labels
 
 
-def _whose(found: Mapping[str, Sequence[Mapping]]) -> str:
-    return f"{name_of(next(iter(found)))}: " if len(found) > 1 else ""
+def _whose(result: Mapping[str, Sequence[Mapping]]) -> str:
+    return f"{name_of(next(iter(result)))}: " if len(result) > 1 else ""
 
 
 def _lambda_path(rounds: Sequence[Mapping]) -> tuple[list[float], list[float]]:
@@ -74,17 +74,17 @@ def _line(axes: Axes, who: str, at: Sequence[float], values: Sequence[float], na
 
 def draw_cost(axes: Axes, run: Run) -> list[Label]:
     """E[c] by round with its 95 % band, C_limit, the infeasible side shaded; returns margin labels."""
-    found, labels = loops(run), []
-    for who, rounds in found.items():
+    result, labels = loops(run), []
+    for who, rounds in result.items():
         at, cost = series(rounds, "dual/expected_cost")
-        labels += _line(axes, who, at, cost, named=len(found) > 1)
+        labels += _line(axes, who, at, cost, named=len(result) > 1)
         _band(axes, who, rounds)
     axes.margins(y=0.12)
     labels += _cost_lines(axes, run)
     axes.set_ylabel("E[cost] (cost units)")
     axes.set_xlabel("dual round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(_whose(found) + _cost_title(run, next(iter(found.values()), [])))
+    axes.set_title(_whose(result) + _cost_title(run, next(iter(result.values()), [])))
     return labels
 
 

@@ -13,15 +13,15 @@ from cdpo_lightning.report.run.verdict import unreachable
 
 def points(run: Run) -> list[tuple[str, float, float]]:
     """(who, E[cost], E[reward]) of everyone with both."""
-    found = [(who, _mean(run, who, "cost"), _mean(run, who, "reward")) for who in whos(run.metrics)]
-    return [(who, cost, reward) for who, cost, reward in found if cost is not None and reward is not None]
+    result = [(who, _mean(run, who, "cost"), _mean(run, who, "reward")) for who in whos(run.metrics)]
+    return [(who, cost, reward) for who, cost, reward in result if cost is not None and reward is not None]
 
 
 def _mean(run: Run, who: str, key: str) -> float | None:
     return finite(run.metrics, f"eval/{who}/{key}_mean")
 
 
-def draw_trade(axes: Axes, run: Run) -> list[Label]:
+def draw_reward_cost(axes: Axes, run: Run) -> list[Label]:
     """E[reward] against E[cost] with intervals, the feasible side, the optimum and frontier; returns point labels."""
     labels = [_point(axes, run, *point) for point in points(run)]
     labels += _optimum(axes, run)

@@ -55,8 +55,8 @@ def _sortable(heading: str, titles: Sequence[str], body: str) -> str:
 
 
 def _categories(metrics: Mapping) -> str:
-    titles, found = category_table(metrics)
-    return _sortable(HEADING, titles, "".join(map(_category, found))) if found else ""
+    titles, result = category_table(metrics)
+    return _sortable(HEADING, titles, "".join(map(_category, result))) if result else ""
 
 
 def _category(row: Category) -> str:

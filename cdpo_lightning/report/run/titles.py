@@ -48,10 +48,10 @@ def cost_title(cost: float | None, half: float | None, limit: float | None) -> s
     """`E[cost] ends at −0.29 ± 0.04, the limit is −0.30`, with the side it is on."""
     if cost is None:
         return "E[cost] was not recorded"
-    said = signed(f"E[cost] ends at {plus_minus(cost, half)}")
+    message = signed(f"E[cost] ends at {plus_minus(cost, half)}")
     if limit is None:
-        return said
-    return f"{said}, {side(cost, half or 0.0, limit)} the limit\N{NO-BREAK SPACE}{signed(telling(limit))}"
+        return message
+    return f"{message}, {side(cost, half or 0.0, limit)} the limit\N{NO-BREAK SPACE}{signed(telling(limit))}"
 
 
 def side(cost: float, half: float, limit: float) -> str:
@@ -65,7 +65,7 @@ def trade_title(metrics: Mapping) -> str:
     if who is None:
         return "Reward against cost"
     others = BASELINES[BASELINES.index(who) + 1 :] if who in BASELINES else BASELINES
-    against = (said for other in others if (said := _against(metrics, who, other)))
+    against = (message for other in others if (message := _against(metrics, who, other)))
     return next(against, None) or _alone(metrics, who)
 
 
@@ -113,5 +113,5 @@ def _alone(metrics: Mapping, who: str) -> str:
 
 def _met(metrics: Mapping, who: str) -> str:
     limit = finite(metrics, "dual/c_limit")
-    said = {"yes": "meets", "no": "misses", "undecided": "is at"}.get(feasible(metrics, who) or "")
-    return f" and {said} the limit\N{NO-BREAK SPACE}{signed(telling(limit))}" if limit is not None and said else ""
+    message = {"yes": "meets", "no": "misses", "undecided": "is at"}.get(feasible(metrics, who) or "")
+    return f" and {message} the limit\N{NO-BREAK SPACE}{signed(telling(limit))}" if limit is not None and message else ""

@@ -87,23 +87,23 @@ def _optimum(metrics: Mapping, who: str | None) -> str | None:
     distance, mass = (finite(metrics, f"exact/{who}/{key}") for key in ("kl_to_optimum", "support_mass"))
     if distance is None or unreachable(metrics):
         return None
-    said = f"KL to the optimum {fixed(distance, 3)} nats"
+    message = f"KL to the optimum {fixed(distance, 3)} nats"
     if finite(metrics, "dual/c_limit") is None:
-        return said
+        return message
     if mass is not None and mass < FOUND_SUPPORT:
-        return f"{said}, but only {percent(mass)} of its probability is on valid responses"
+        return f"{message}, but only {percent(mass)} of its probability is on valid responses"
     if distance > FOUND_NATS:
-        return f"{said}: not at the optimum"
-    return f"{said}: the method found the optimum" if found_optimum(metrics, who) else said
+        return f"{message}: not at the optimum"
+    return f"{message}: the method found the optimum" if found_optimum(metrics, who) else message
 
 
 def _limit(metrics: Mapping, who: str | None) -> str | None:
     limit, alarm = finite(metrics, "dual/c_limit"), metrics.get("dual/alarm", "none")
     if limit is None:
         return "no constraint"
-    said = _infeasible(metrics) or (_alarm(metrics, who, alarm) if alarm != "none" else None)
+    message = _infeasible(metrics) or (_alarm(metrics, who, alarm) if alarm != "none" else None)
     met = feasible(metrics, who)
-    return said or (None if found_optimum(metrics, who) else FEASIBILITY.get(met or "", "the limit was not tested"))
+    return message or (None if found_optimum(metrics, who) else FEASIBILITY.get(met or "", "the limit was not tested"))
 
 
 def _infeasible(metrics: Mapping) -> str | None:

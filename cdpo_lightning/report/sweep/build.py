@@ -34,8 +34,8 @@ def build_sweep(folders: Sequence[Path], target: Path, live: bool = False, only:
         DataError: there is no run, or a file of one cannot be read.
         StorageError: the report cannot be written.
     """
-    found = [path for folder in folders for path in find_runs(folder)] if only is None else only
-    sweep = load_sweep(sorted({path.resolve(): path for path in found}.values(), key=_by_number))
+    result = [path for folder in folders for path in find_runs(folder)] if only is None else only
+    sweep = load_sweep(sorted({path.resolve(): path for path in result}.values(), key=_by_number))
     jobs = [job for folder in folders for job in _jobs(folder / "jobs.json")]
     title = " + ".join("/".join(folder.resolve().parts[-2:]).lstrip("/") for folder in folders)
     page = render_sweep(title, page_data(sweep, target, jobs), live)

@@ -32,7 +32,7 @@ def page_data(sweep: Sweep, target: Path, jobs: Sequence[Mapping[str, Any]]) -> 
             "colours": {who: colour_of(who) for who in {point["who"] for point in sweep.points}},
             "frontiers": exact_frontiers(sweep),
             "samples": samples(sweep),
-            "jobs": [{key: job.get(key) for key in ("number", "state", "overrides", "said")} for job in jobs],
+            "jobs": [{key: job.get(key) for key in ("number", "state", "overrides", "message")} for job in jobs],
         }
     )
 
@@ -73,12 +73,12 @@ def _text(value: Any) -> Any:
 
 def exact_frontiers(sweep: Sweep) -> list[dict[str, Any]]:
     """The exact reward-cost frontier for each beta, of the first run with it: [lambda, E[c], E[r]] by lambda."""
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for at, run in enumerate(sweep.runs):
         beta = _text(sweep.value(at, "policy.beta"))
-        if run.frontier and str(beta) not in found:
-            found[str(beta)] = {"beta": beta, "points": run.frontier}
-    return list(found.values())
+        if run.frontier and str(beta) not in result:
+            result[str(beta)] = {"beta": beta, "points": run.frontier}
+    return list(result.values())
 
 
 def samples(sweep: Sweep) -> list[dict[str, Any]]:
@@ -91,11 +91,11 @@ def samples(sweep: Sweep) -> list[dict[str, Any]]:
     for at, run in enumerate(sweep.runs):
         main = main_who(run.metrics)
         for who in [*(["reference"] if at == 0 else []), *([main] if main and main != "reference" else [])]:
-            found = first_answers(run.folder, who, prompts)
-            prompts = prompts or list(found)[:count]
-            answers.append((at, who, found))
+            result = first_answers(run.folder, who, prompts)
+            prompts = prompts or list(result)[:count]
+            answers.append((at, who, result))
     return [
-        {"prompt": prompt, "answers": [_answer(at, who, found[prompt]) for at, who, found in answers if prompt in found]}
+        {"prompt": prompt, "answers": [_answer(at, who, result[prompt]) for at, who, result in answers if prompt in result]}
         for prompt in prompts
     ]
 

@@ -85,10 +85,10 @@ def flat(text: str) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    result: list[tuple[str, Any]] = []
     for name, value in values.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found
+        result += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return result
 
 
 def _points(at: int, run: Run) -> list[Point]:
@@ -120,16 +120,16 @@ def _point(at: int, metrics: Mapping[str, Any], who: str, main: bool) -> Point:
 def first_answers(folder: Path, who: str, prompts: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """The first response of `who` to each of the prompts in samples.jsonl; without prompts to every prompt."""
     path, wanted, mark = folder / "samples.jsonl", set(prompts), json.dumps({"who": who})[1:-1]
-    found: dict[str, Mapping[str, Any]] = {}
+    result: dict[str, Mapping[str, Any]] = {}
     if not path.is_file():
-        return found
+        return result
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if mark in line:
                 sample = json.loads(line)
                 prompt = str(sample["prompt"])
                 if sample.get("who") == who and (not wanted or prompt in wanted):
-                    found.setdefault(prompt, sample)
-                if wanted and len(found) == len(wanted):
+                    result.setdefault(prompt, sample)
+                if wanted and len(result) == len(wanted):
                     break
-    return found
+    return result

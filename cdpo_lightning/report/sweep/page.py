@@ -25,8 +25,8 @@ _SECTIONS = (
 def render_sweep(title: str, data: Mapping[str, Any], live: bool) -> str:
     """The whole page."""
     sections = "".join(
-        f'<section id="{name}"><h2>{esc(heading)}</h2><p class="quiet">{esc(said)}</p><div class="charts"></div></section>'
-        for name, heading, said in _SECTIONS
+        f'<section id="{name}"><h2>{esc(heading)}</h2><p class="quiet">{esc(message)}</p><div class="charts"></div></section>'
+        for name, heading, message in _SECTIONS
     )
     count = len(data["runs"])
     runs = f"{count} run" + ("s" if count != 1 else "")

@@ -25,10 +25,10 @@ def unsafe_by_category(metrics: Mapping, who: str) -> dict[str, float]:
 
 def category_table(metrics: Mapping) -> tuple[list[str], list[Category]]:
     """The titles and the rows; none where no prompt of the run has a category."""
-    found = {who: named for who in whos(metrics) if (named := unsafe_by_category(metrics, who))}
-    names = sorted({name for named in found.values() for name in named})
-    rows = [Category(name, _prompts(metrics, list(found), name), tuple(found[who].get(name) for who in found)) for name in names]
-    return ["category", "prompts", *map(name_of, found)], rows
+    result = {who: named for who in whos(metrics) if (named := unsafe_by_category(metrics, who))}
+    names = sorted({name for named in result.values() for name in named})
+    rows = [Category(name, _prompts(metrics, list(result), name), tuple(result[who].get(name) for who in result)) for name in names]
+    return ["category", "prompts", *map(name_of, result)], rows
 
 
 def _prompts(metrics: Mapping, shown: Sequence[str], name: str) -> float | None:

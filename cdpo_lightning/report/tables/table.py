@@ -194,10 +194,10 @@ def _markdown_part(heading: str, columns: Sequence[Column], table: Sequence[Mapp
 
 
 def _markdown_categories(metrics: Mapping) -> list[str]:
-    titles, found = category_table(metrics)
-    if not found:
+    titles, result = category_table(metrics)
+    if not result:
         return []
-    body = [_line([row.name, fixed(row.prompts, 0), *map(percent, row.unsafe)]) for row in found]
+    body = [_line([row.name, fixed(row.prompts, 0), *map(percent, row.unsafe)]) for row in result]
     return ["\n".join([f"**{HEADING}**", "", _line(titles), _line([":--", *["--:"] * (len(titles) - 1)]), *body])]
 
 

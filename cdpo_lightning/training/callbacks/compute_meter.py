@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 
-class Budget(L.Callback):
+class ComputeMeter(L.Callback):
     """Counts over the whole stage, what an interrupted run did before it went on included; stands last of the callbacks."""
 
     def __init__(self) -> None:

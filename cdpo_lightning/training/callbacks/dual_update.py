@@ -21,7 +21,7 @@ from cdpo_lightning import ranks
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
 from cdpo_lightning.data.batching import choose_prompts
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws, label_flips
-from cdpo_lightning.evaluation.evaluator import Judge, Measurement
+from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
 from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance
 from cdpo_lightning.models.adapters.lora import learned
@@ -66,8 +66,8 @@ def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_
     keys = [(s.prompt, s.tokens) for s in measured.samples]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the first sample of every kind
     kept = sorted(first.values())
-    place = {keys[i]: n for n, i in enumerate(kept)}
-    unique = torch.tensor([place[key] for key in keys])
+    location = {keys[i]: n for n, i in enumerate(kept)}
+    unique = torch.tensor([location[key] for key in keys])
     drawn = []
     for prompt in range(len(chosen)):
         own = (measured.prompt == prompt).nonzero()[:, 0]
@@ -101,7 +101,7 @@ class DualUpdate(L.Callback):
         self,
         constraint: ConstraintConfig,
         policy: PolicyConfig,
-        judge: Judge,
+        evaluator: PolicyEvaluator,
         prompts: Sequence[str],
         history: History,
         who: str,
@@ -110,7 +110,7 @@ class DualUpdate(L.Callback):
         say: Callable[[Row], None] = lambda row: None,
         feedback: Feedback = by_score,
     ) -> None:
-        self.constraint, self.policy, self.judge = constraint, policy, judge
+        self.constraint, self.policy, self.evaluator = constraint, policy, evaluator
         self.prompts, self.history, self.who, self.folder = prompts, history, who, folder
         self.seed, self.say, self.feedback = seed, say, feedback
 
@@ -124,7 +124,7 @@ class DualUpdate(L.Callback):
         seed = stream_seed(self.seed, Stream.DUAL_SAMPLES, number)
         prompts = [self.prompts[i] for i in chosen.tolist()]
         with whole_model(trainer, pl_module.model) as model:  # type: ignore[arg-type]
-            measured = self.judge.measure(model, prompts, self.constraint.samples_per_prompt, seed)
+            measured = self.evaluator.measure(model, prompts, self.constraint.samples_per_prompt, seed)
             before, table = data.dual, data.table
             row = self.step(data, measured, chosen)
         if self._note_best(data, measured):
@@ -134,11 +134,11 @@ class DualUpdate(L.Callback):
             row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
         if self.policy.refresh:
             data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, self.seed, number))
-        place = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self.history.log(**place, **row)
+        location = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        self.history.log(**location, **row)
         shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
         pl_module.log_dict(shown, sync_dist=ranks.count() > 1)
-        self.say({**place, **row, "dual/c_limit": self.constraint.c_limit})
+        self.say({**location, **row, "dual/c_limit": self.constraint.c_limit})
 
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:
         """Steps lambda in the data module; what the history is told of it."""

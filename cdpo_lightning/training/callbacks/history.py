@@ -30,8 +30,8 @@ class HistoryCallback(L.Callback):
         values = {name: float(value) for name, value in logged if not name.startswith("dual/")}
         self._require_finite(values, trainer.global_step)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        place = {"stage": self._stage, "who": self._who, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._history.log(**place, lr=lr, **values)
+        location = {"stage": self._stage, "who": self._who, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._history.log(**location, lr=lr, **values)
 
     def _require_finite(self, values: dict[str, float], step: int) -> None:
         """Raises:

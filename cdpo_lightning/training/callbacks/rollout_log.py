@@ -19,7 +19,7 @@ class RolloutLog(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The round that the epoch was trained on."""
         row = trainer.datamodule.row  # type: ignore[attr-defined]
-        place = {"stage": "policy", "who": self._who, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._history.log(**place, **row)
+        location = {"stage": "policy", "who": self._who, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._history.log(**location, **row)
         pl_module.log_dict({k: v for k, v in row.items() if k.startswith("dual/")}, rank_zero_only=True)
-        self._say({**place, **row, "dual/c_limit": self._c_limit})
+        self._say({**location, **row, "dual/c_limit": self._c_limit})

@@ -140,7 +140,7 @@ def before_and_after(path: Path, who: str) -> list[dict[str, Any]]:
     for line in lines:
         sample = json.loads(line)
         answers.setdefault(sample["prompt"], {}).setdefault(sample["who"], sample)
-    both = [(prompt, found["reference"], found[who]) for prompt, found in answers.items() if {"reference", who} <= found.keys()]
+    both = [(prompt, result["reference"], result[who]) for prompt, result in answers.items() if {"reference", who} <= result.keys()]
     return [
         {
             "prompt": prompt,

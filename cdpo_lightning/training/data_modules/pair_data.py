@@ -20,7 +20,7 @@ from cdpo_lightning.data.pairs.pair_table import PairTable, concatenate
 from cdpo_lightning.maths.preference import anchor_weights
 from cdpo_lightning.text.packing import PackedRows, pack, row_length
 
-Optimism = Callable[[PairTable, float], Tensor]  # nats [N] by which the reference is raised where little was seen
+ExplorationBonus = Callable[[PairTable, float], Tensor]  # nats [N] by which the reference is raised where little was seen
 _ANCHOR_PROMPTS = 4  # prompts of a batch whose reference responses ride along with it
 
 
@@ -78,12 +78,12 @@ class PairDataModule(L.LightningDataModule):
         seed: int,
         anchor: PairTable | None = None,
         objective: Objective | None = None,
-        optimism: Optimism | None = None,
+        exploration_bonus: ExplorationBonus | None = None,
     ) -> None:
         super().__init__()
         self.base, self.policy, self.seed, self.anchor = table, policy, seed, anchor
         self.objective = objective or LagrangianPreference(policy.beta, policy.labels)
-        self.optimism = optimism
+        self.exploration_bonus = exploration_bonus
         self.fresh: list[PairTable] = []
         lowest = float(table.lowest_cost()[table.prompt_N.unique()].mean())
         self.dual = DualState(lam=lam, integral=lam, lowest_cost=lowest)
@@ -109,8 +109,8 @@ class PairDataModule(L.LightningDataModule):
         rows = group_rows(table, prompt_groups(table, per_row, self.seed, epoch))
         batch = max(1, self.policy.batch_size * len(rows) // len(table))  # rows that hold `batch_size` pairs on average
         order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
-        if self.optimism is not None and self.fresh:  # not before the first round: the policy begins at its reference
-            table = replace(table, reference_logp_N=table.reference_logp_N + self.optimism(table, self.dual.lam))
+        if self.exploration_bonus is not None and self.fresh:  # not before the first round: the policy begins at its reference
+            table = replace(table, reference_logp_N=table.reference_logp_N + self.exploration_bonus(table, self.dual.lam))
         collate = _Collate(table, target, self.objective.temperature(self.dual.lam), self._anchor_weights())
         return ResumableLoader(rows, order, collate)
 

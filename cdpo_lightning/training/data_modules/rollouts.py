@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 
 from cdpo_lightning.config import ConstraintConfig, PPOConfig
 from cdpo_lightning.data.batching import LengthBuckets, choose_prompts, sorted_batches
-from cdpo_lightning.evaluation.evaluator import Judge, Measurement
+from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
 from cdpo_lightning.maths import dual
 from cdpo_lightning.maths.ppo import generalised_advantage, kl_coefficient, kl_streams, lagrangian_advantage
 from cdpo_lightning.maths.statistics import clustered_mean
 from cdpo_lightning.models.lm.packed_forward import numerics, response_token_logp
-from cdpo_lightning.models.lm.placement import at_work
+from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.streams import Stream, generator, stream_seed
 from cdpo_lightning.text.packing import PackedRows, Row, pack, row_length
 from cdpo_lightning.training.data_modules.pair_data import DualState
@@ -49,7 +49,7 @@ class Rollouts(L.LightningDataModule):
     def __init__(
         self,
         module: PPOModule,
-        judge: Judge,
+        evaluator: PolicyEvaluator,
         prompts: Sequence[str],
         constraint: ConstraintConfig,
         beta: float,
@@ -57,7 +57,7 @@ class Rollouts(L.LightningDataModule):
         demonstrations: Sequence[Row] = (),
     ) -> None:
         super().__init__()
-        self.module, self.judge, self.prompts = module, judge, list(prompts)
+        self.module, self.evaluator, self.prompts = module, evaluator, list(prompts)
         self.ppo: PPOConfig = module.config
         self.constraint, self.beta, self.seed, self.demonstrations = constraint, beta, seed, demonstrations
         self.dual = DualState(lam=self.ppo.lambda_init)
@@ -76,7 +76,7 @@ class Rollouts(L.LightningDataModule):
         chosen = choose_prompts(len(self.prompts), self.constraint.prompts, prompts_seed)
         prompts = [self.prompts[i] for i in chosen.tolist()]
         with self._whole(self.module.model) as model:
-            measured = self.judge.measure(model, prompts, self.ppo.samples_per_prompt, samples_seed)
+            measured = self.evaluator.measure(model, prompts, self.ppo.samples_per_prompt, samples_seed)
         self.step(measured)
         rows = self.episodes(measured, prompts)
         size = max(1, self.ppo.batch_size // _PER_ROW)
@@ -119,7 +119,7 @@ class Rollouts(L.LightningDataModule):
 
     def episodes(self, measured: Measurement, prompts: Sequence[str]) -> list[EpisodeRow]:
         """The episodes of the round's prompts, with advantages under the present lambda."""
-        ids = [self.judge.encoder.prompt(prompt) for prompt in prompts]
+        ids = [self.evaluator.encoder.prompt(prompt) for prompt in prompts]
         per_prompt = len(measured.samples) // len(prompts)
         parts = [(p, range(i, min(i + _PER_ROW, per_prompt))) for p in range(len(ids)) for i in range(0, per_prompt, _PER_ROW)]
         rows: list[Row] = [(ids[p], [measured.samples[p * per_prompt + i].tokens for i in own]) for p, own in parts]
@@ -132,8 +132,8 @@ class Rollouts(L.LightningDataModule):
         flat = []
         with self._whole(self.module.model) as model:
             flat.append(self._per_token(lambda r: response_token_logp(model, r), rows))
-        with at_work(self.judge.reference):
-            flat.append(self._per_token(lambda r: response_token_logp(self.judge.reference, r), rows))
+        with on_device(self.evaluator.reference):
+            flat.append(self._per_token(lambda r: response_token_logp(self.evaluator.reference, r), rows))
         for network in (self.module.reward_critic, self.module.cost_critic):
             with self._whole(network) as critic:
                 flat.append(self._per_token(critic, rows))
@@ -157,13 +157,13 @@ class Rollouts(L.LightningDataModule):
         """What the network says of every token, [N] float64, rows in order."""
         device = next(self.module.model.parameters()).device
         counts = [sum(map(len, responses)) for _, responses in rows]
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for batch in sorted_batches([row_length(*row) for row in rows], max(1, self.judge.batch_size // _PER_ROW)):
-            with numerics(self.judge.precision, device):
+        result: list[Tensor] = [torch.empty(0)] * len(rows)
+        for batch in sorted_batches([row_length(*row) for row in rows], max(1, self.evaluator.batch_size // _PER_ROW)):
+            with numerics(self.evaluator.precision, device):
                 values = network(pack([rows[i] for i in batch]).to(device)).double().cpu()
             for i, part in zip(batch, values.split([counts[i] for i in batch]), strict=True):
-                found[i] = part
-        return torch.cat(found)
+                result[i] = part
+        return torch.cat(result)
 
     def _demonstrations(self, epoch: int) -> list[Row]:
         """The demonstrations that ride along with the round's batches, in the order of (seed, epoch); none if ptx is off."""

@@ -30,8 +30,8 @@ class Learner(L.LightningModule):
         """Raises:
         StorageError: a trained parameter is missing.
         """
-        found = checkpoint.get("state_dict")
-        if found and (missing := sorted(self._trained() - found.keys())):
+        result = checkpoint.get("state_dict")
+        if result and (missing := sorted(self._trained() - result.keys())):
             raise StorageError(
                 f"the checkpoint of {type(self).__name__} lacks {missing[0]} and {len(missing) - 1} more; "
                 "remove it and add resume=true: its stage begins anew"

@@ -52,10 +52,10 @@ class PPOModule(Learner):
         c = self.config
         logp = response_token_logp(self.model, batch.rows)
         losses = {"loss/policy": clipped_policy_loss(logp, batch.old_logp, batch.advantage, c.clip)}
-        for place, (name, critic) in enumerate((("reward", self.reward_critic), ("cost", self.cost_critic))):
+        for location, (name, critic) in enumerate((("reward", self.reward_critic), ("cost", self.cost_critic))):
             value = critic(batch.rows)
             losses[f"loss/{name}_value"] = clipped_value_loss(
-                value, batch.old_value_2N[place], batch.returns_2N[place], c.value_clip
+                value, batch.old_value_2N[location], batch.returns_2N[location], c.value_clip
             )
         if batch.demonstrations is not None:
             tokens = len(batch.demonstrations.target_N)

@@ -76,8 +76,8 @@ def _lend_when_run(until: ExitStack, mine: nn.Module, theirs: nn.Module) -> None
 
 def on_host(parameters: dict[str, Tensor], sharded: bool) -> dict[str, Tensor]:
     """Copies in the memory of the host, of sharded parameters gathered one at a time, on all ranks together."""
-    found = {}
+    result = {}
     for name, parameter in parameters.items():
         with gathered([parameter]) if sharded else nullcontext():  # type: ignore[list-item]
-            found[name] = parameter.detach().to("cpu", copy=True).contiguous()
-    return found
+            result[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    return result

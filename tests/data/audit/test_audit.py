@@ -261,15 +261,15 @@ def count_by_hand(rows: list[dict]) -> tuple[dict[str, int], dict[str, int]]:
         told["duplicates" if exact in seen_exactly else "both_orders" if either in seen else "first"] += 1
         seen_exactly.add(exact)
         seen.add(either)
-        found = [
+        result = [
             any(len(set(marks[row["prompt"], text])) == 2 for text in texts),
             len(set(safer[key])) == 2,
             own[1 - s] and not own[s],
         ]
-        told.update(name for name, there in zip(CONFLICTS, found, strict=True) if there)
-        told["contradictions"] += any(found)
+        told.update(name for name, there in zip(CONFLICTS, result, strict=True) if there)
+        told["contradictions"] += any(result)
         kept["keep"].add(either)
-        if not any(found):
+        if not any(result):
             kept["drop"].add(either)
         shares = [sum(marks[row["prompt"], text]) / len(marks[row["prompt"], text]) for text in texts]
         share = sum(text == texts[0] for text in safer[key]) / len(safer[key])

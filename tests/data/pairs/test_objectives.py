@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cdpo_lightning.data.pairs.objectives import CostPreference, GivenPreference, LagrangianPreference
+from cdpo_lightning.data.pairs.objectives import CostPreference, FixedLabels, LagrangianPreference
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 
 BETA = 0.5
@@ -54,7 +54,7 @@ def test_the_draws_of_both_stages_are_independent():
 
 
 def test_given_labels_stay_as_they_are():
-    objective = GivenPreference(CostPreference(BETA, "soft"), torch.tensor([0.0, 1.0, 1.0]))
+    objective = FixedLabels(CostPreference(BETA, "soft"), torch.tensor([0.0, 1.0, 1.0]))
     for lam in (0.0, 2.0):
         assert objective.target(table([5.0, 0.0], pairs=3), lam).tolist() == [0.0, 1.0, 1.0]
     assert objective.temperature(2.0) == BETA / 2

@@ -125,9 +125,9 @@ HUB = {"question": "Tea?", "best_answer": "Green", "correct_answers": ["Green", 
 
 @pytest.mark.parametrize("row", [PAPER, HUB], ids=["paper", "hub"])
 def test_truthfulqa_pairs_each_false_answer_once(tmp_path, row):
-    found = sources.truthfulqa(write(tmp_path / "t.jsonl", row))
+    result = sources.truthfulqa(write(tmp_path / "t.jsonl", row))
     true_and_false = [("Green", "Red"), ("It is late", "Blue"), ("Green", "No")]
-    assert found == [PreferencePair("Tea?", true, false, better=0) for true, false in true_and_false]
+    assert result == [PreferencePair("Tea?", true, false, better=0) for true, false in true_and_false]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_a_prompt_in_several_rows_has_the_categories_of_all(tmp_path):
     rows = [
         {"prompt": p, "response": "x", "category": {"a": p == "Tea?", "b": i > 1}} for i, p in enumerate(["Tea?", "Milk?", "Tea?"])
     ]
-    found = sources.evaluation_prompts(write(tmp_path / "e.jsonl", *rows))
-    assert found == [EvaluationPrompt("Tea?", ("a", "b")), EvaluationPrompt("Milk?", ())]
-    assert [item.row for item in found] == ["e.jsonl:1", "e.jsonl:2"]
+    result = sources.evaluation_prompts(write(tmp_path / "e.jsonl", *rows))
+    assert result == [EvaluationPrompt("Tea?", ("a", "b")), EvaluationPrompt("Milk?", ())]
+    assert [item.row for item in result] == ["e.jsonl:1", "e.jsonl:2"]
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,9 @@ def test_a_hub_name_may_say_part_revision_and_split_itself(monkeypatch, path, na
         return datasets.Dataset.from_list([{"prompt": "Tea?"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    [(place, _)] = read_rows(path, split="train", revision="r")
+    [(location, _)] = read_rows(path, split="train", revision="r")
     assert calls == [(name, options)]
-    assert place == f"{name}[{options['split']}]:1"
+    assert location == f"{name}[{options['split']}]:1"
 
 
 def test_a_hub_name_without_a_revision_is_not_pinned(tmp_path):
@@ -362,7 +362,7 @@ def test_a_folder_without_the_split_is_refused_rather_than_mixed(tmp_path):
 def test_a_folder_that_names_no_split_is_read_whole(tmp_path):
     write(tmp_path / "one.jsonl", {"prompt": "a"})
     write(tmp_path / "two.jsonl", {"prompt": "b"})
-    assert [place for place, _ in read_rows(str(tmp_path), split="test")] == ["one.jsonl:1", "two.jsonl:1"]
+    assert [location for location, _ in read_rows(str(tmp_path), split="test")] == ["one.jsonl:1", "two.jsonl:1"]
 
 
 def test_a_saved_data_set_without_the_split_is_refused(tmp_path):
@@ -495,5 +495,5 @@ def test_truthfulqa_has_a_pair_for_every_false_answer():
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set CDPO_DATA to its folder")
 def test_xstest_has_250_safe_prompts_and_200_contrasts():
-    found = sources.refusal_prompts(str(DATA / "xstest_prompts.csv"))
-    assert [sum(p.categories == (label,) for p in found) for label in ("safe", "unsafe")] == [250, 200]
+    result = sources.refusal_prompts(str(DATA / "xstest_prompts.csv"))
+    assert [sum(p.categories == (label,) for p in result) for label in ("safe", "unsafe")] == [250, 200]

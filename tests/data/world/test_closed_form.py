@@ -158,9 +158,9 @@ def test_corrupt_texts_are_words_of_the_vocabulary(world):
 
 
 def test_evaluation_prompts_are_all_training_prompts(world):
-    found = closed_form.evaluation_prompts(world)
-    assert [item.prompt for item in found] == world.prompts
-    assert {grammar.topics()[t] for t, item in zip(world.topic, found, strict=True) if item.categories == ("risky",)} == set(
+    result = closed_form.evaluation_prompts(world)
+    assert [item.prompt for item in result] == world.prompts
+    assert {grammar.topics()[t] for t, item in zip(world.topic, result, strict=True) if item.categories == ("risky",)} == set(
         grammar.RISKY_TOPICS
     )
 

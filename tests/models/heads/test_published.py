@@ -135,9 +135,9 @@ def test_any_decoder_that_classifies_with_one_label(tmp_path, family):
     with torch.no_grad():
         expected = [float(theirs(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in texts]
         model, _ = load_score_model(ScorerConfig(path=str(tmp_path)), CPU)
-        found = model(*pad(texts)).tolist()
+        result = model(*pad(texts)).tolist()
     assert len({round(score, 3) for score in expected}) == 3
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert result == pytest.approx(expected, abs=1e-5)
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
@@ -179,10 +179,12 @@ def test_any_encoder_that_classifies_two_texts_with_one_label(tmp_path, family):
 
 
 def test_a_revision_of_a_hub_name_is_what_is_fetched(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda path, revision: asked.append((path, revision)) or str(tmp_path))
+    requested = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda path, revision: requested.append((path, revision)) or str(tmp_path)
+    )
     assert local_folder("owner/name", "v1") == tmp_path
-    assert asked == [("owner/name", "v1")]
+    assert requested == [("owner/name", "v1")]
 
 
 # Refusals

@@ -47,10 +47,10 @@ def test_rows_are_joined_where_attention_can_see_them_apart(model: nn.Module) ->
     assert torch.equal(mask, attention_mask(ROWS))
     use(model, FLOAT32)
     one, layout = arranged(model, ROWS)
-    place, order = layout[0, :, 0], layout[1, :, 0]
+    location, order = layout[0, :, 0], layout[1, :, 0]
     assert one.input_ids_BT.shape == (1, ROWS.tokens)
-    real = place < ROWS.tokens
-    assert torch.equal(one.input_ids_BT[0][place[real]], ROWS.input_ids_BT[real])
+    real = location < ROWS.tokens
+    assert torch.equal(one.input_ids_BT[0][location[real]], ROWS.input_ids_BT[real])
     assert torch.equal(ROWS.input_ids_BT.flatten()[order.flatten()[: ROWS.tokens]], one.input_ids_BT[0])
 
 

@@ -59,8 +59,8 @@ def bytes_kept(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def errors(found: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
-    return [float((f.double() - e).norm() / e.norm()) for f, e in zip(found, exact, strict=True)]
+def errors(result: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
+    return [float((f.double() - e).norm() / e.norm()) for f, e in zip(result, exact, strict=True)]
 
 
 def settled(model: nn.Module) -> nn.Module:
@@ -101,8 +101,8 @@ def test_log_probabilities_and_gradients_are_no_further_from_float64_than_those_
 
 def test_in_float32_only_the_order_of_sums_changes(model: nn.Module) -> None:
     """Rows joined without padding, padded for attention alone and joined again, and all of it backwards."""
-    for found, right in zip(gradients(settled(model)), gradients(model), strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
+    for result, right in zip(gradients(settled(model)), gradients(model), strict=True):
+        torch.testing.assert_close(result, right, rtol=1e-4, atol=1e-6)
 
 
 def test_every_architecture_reads_joined_rows_as_one_sequence_at_a_time(any_model: Any, logp_alone: Any) -> None:
@@ -121,8 +121,8 @@ def test_a_model_that_does_not_hand_the_rows_on_keeps_its_attention(model: nn.Mo
 
 def test_under_autocast_they_are_those_of_bf16_weights(model: nn.Module) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        plain, found = response_logp(model, ROWS), response_logp(settled(model), ROWS)
-    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
+        plain, result = response_logp(model, ROWS), response_logp(settled(model), ROWS)
+    torch.testing.assert_close(result, plain, rtol=0.02, atol=0.1)
 
 
 def test_samples_are_drawn_with_it(model: nn.Module) -> None:
@@ -139,8 +139,8 @@ def test_compiled_it_is_one_graph_that_keeps_less_for_the_backward_pass(model: n
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     with compiled(other, True, CPU):
-        found, kept = gradients(other), bytes_kept(other)
+        result, kept = gradients(other), bytes_kept(other)
     assert not torch._dynamo.utils.counters["graph_break"]
     assert kept < 0.6 * bytes_kept(other)
-    for got, want in zip(found, expected, strict=True):
+    for got, want in zip(result, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0.05, atol=0.1)

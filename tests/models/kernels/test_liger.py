@@ -43,15 +43,15 @@ def test_only_what_agrees_is_taken(fused, right):
 
 
 def test_it_is_checked_in_float32_with_gradient_whatever_pass_asks_first():
-    asked = []
+    requested = []
 
     def watched(hidden, *rest):
-        asked.append((torch.is_grad_enabled(), (hidden @ hidden.T).dtype))
+        requested.append((torch.is_grad_enabled(), (hidden @ hidden.T).dtype))
         return token_logp(hidden, *rest)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert agrees(watched, CPU)
-    assert asked == [(True, torch.float32)]
+    assert requested == [(True, torch.float32)]
 
 
 def test_on_a_processor_it_is_ours():
@@ -63,8 +63,8 @@ def test_where_it_is_usable_it_is_used_in_the_type_that_was_asked(monkeypatch):
     given = []
     monkeypatch.setattr(liger, "_usable_on", lambda _: lambda *tensors: given.extend(tensors) or torch.tensor([7.0]))
     with torch.autocast("cpu", torch.bfloat16):
-        found = fastest_token_logp(torch.randn(3, 4), torch.randn(7, 4), torch.tensor([1, 2, 3]), torch.randn(7))
-    assert found.tolist() == [7.0]
+        result = fastest_token_logp(torch.randn(3, 4), torch.randn(7, 4), torch.tensor([1, 2, 3]), torch.randn(7))
+    assert result.tolist() == [7.0]
     assert [t.dtype for t in given] == [torch.bfloat16, torch.bfloat16, torch.int64, torch.bfloat16]
 
 

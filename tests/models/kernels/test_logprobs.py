@@ -119,9 +119,9 @@ def test_gradients_of_bf16_are_those_of_float64_but_for_rounding(monkeypatch, pr
     half = [t.requires_grad_() if t.is_floating_point() else t for t in (hidden, weight, target, bias)]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         value = logprobs.token_logp(*half)
-    found = [value, *torch.autograd.grad(value, [hidden, weight, bias], torch.linspace(-1, 2, TOKENS))]
-    assert [t.dtype for t in found[1:]] == [hidden.dtype] * 3
-    for got, want in zip(found, exact, strict=True):
+    result = [value, *torch.autograd.grad(value, [hidden, weight, bias], torch.linspace(-1, 2, TOKENS))]
+    assert [t.dtype for t in result[1:]] == [hidden.dtype] * 3
+    for got, want in zip(result, exact, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=0.02, atol=0.05)
 
 

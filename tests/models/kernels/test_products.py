@@ -33,8 +33,8 @@ def test_value_and_gradients_are_those_of_float64_rounded(factors, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         value = linear(*leaves)
     assert value.dtype == torch.bfloat16
-    found = [value, *torch.autograd.grad(value, leaves, upstream)]
-    for got, want in zip(found, expected, strict=True):
+    result = [value, *torch.autograd.grad(value, leaves, upstream)]
+    for got, want in zip(result, expected, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=2**-7, atol=2**-5)
 
 

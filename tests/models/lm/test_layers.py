@@ -60,8 +60,8 @@ def test_compiled_they_compute_the_same_and_sampling_goes_round_them(model: nn.M
     with compiled(model, True, CPU):
         graphs = torch._dynamo.utils.counters["stats"]
         graphs.clear()
-        for found, right in zip(gradients(), expected, strict=True):
-            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+        for result, right in zip(gradients(), expected, strict=True):
+            torch.testing.assert_close(result, right, rtol=1e-4, atol=1e-5)
         assert 1 <= graphs["unique_graphs"] <= 2, "one graph for all layers and lengths, and perhaps one more"
         assert samples() == drawn
         assert graphs["unique_graphs"] <= 2, "none for sampling"

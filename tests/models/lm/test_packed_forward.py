@@ -59,7 +59,7 @@ def test_gradient_checkpointing_changes_no_value(make_model):
 
 
 def test_the_architectures_that_pack(any_model):
-    packed_forward.settle_rows(any_model, "model.path=x")
+    packed_forward.detect_packing_support(any_model, "model.path=x")
     assert packed_forward.reads_packed(any_model)
 
 
@@ -74,7 +74,7 @@ CANNOT_PACK = [
 @pytest.mark.parametrize(("family", "changes"), CANNOT_PACK)
 def test_a_model_that_cannot_pack_reads_one_response_a_row(make_model, logp_alone, family, changes):
     model = make_model(family, **changes).double()
-    packed_forward.settle_rows(model, "model.path=x")
+    packed_forward.detect_packing_support(model, "model.path=x")
     assert not packed_forward.reads_packed(model)
     assert packed_forward.reads_packed(copy.deepcopy(model)) is False  # policies are copies
     # Gemma 2 and Bloom compute a part in float32, whose rounding depends on the processor.
@@ -85,7 +85,7 @@ def test_a_model_that_cannot_pack_reads_one_response_a_row(make_model, logp_alon
 def test_what_cannot_pack_is_sampled_from_its_own_logits(make_model, logp_alone, family, changes):
     """Prompts of two lengths, so that one of them is padded."""
     model = make_model(family, **changes)
-    packed_forward.settle_rows(model, "model.path=x")
+    packed_forward.detect_packing_support(model, "model.path=x")
     prompts = [[2, 3, 4, 5], [7]]
     for drawn in sample(model, prompts, 3, 5, 1, 0, 8):
         expected = logp_alone(model, prompts[drawn.prompt], list(drawn.tokens))
@@ -98,14 +98,14 @@ def test_a_model_that_no_batch_leaves_alone_is_refused(make_model, monkeypatch):
     forward = model.forward
 
     def mixing(*args, **options):
-        found = forward(*args, **options)
-        found.logits = found.logits + found.logits.roll(1, 0) * (len(found.logits) > 1)
-        return found
+        result = forward(*args, **options)
+        result.logits = result.logits + result.logits.roll(1, 0) * (len(result.logits) > 1)
+        return result
 
     monkeypatch.setattr(model, "forward", mixing)
     monkeypatch.setattr(packed_forward, "packs", lambda _: False)
     with pytest.raises(ModelError, match=r"^model.path=x: Llama.* choose another model$"):
-        packed_forward.settle_rows(model, "model.path=x")
+        packed_forward.detect_packing_support(model, "model.path=x")
 
 
 def test_numerics_are_those_of_training(make_model):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cdpo_lightning.evaluation.evaluator import logp_of
-from cdpo_lightning.models.lm.placement import at_work, park
+from cdpo_lightning.models.lm.placement import on_device, park
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)  # the second stands for a GPU: other, and there everywhere
 
@@ -25,7 +25,7 @@ class Moves(nn.Linear):
 
 def test_a_model_that_is_not_parked_stays_where_it_is():
     model = Moves()
-    with at_work(model) as device:
+    with on_device(model) as device:
         assert device == CPU
     assert model.seen == []
 
@@ -34,7 +34,7 @@ def test_a_parked_model_is_brought_and_taken_back():
     model = Moves()
     park(model, DEVICE)
     for own in (model, copy.deepcopy(model)):  # a policy that is copied from the reference works where that did
-        with at_work(own) as device:
+        with on_device(own) as device:
             assert device == own.seen[-1] == DEVICE
         assert own.seen == [CPU, DEVICE, CPU]
 

@@ -18,10 +18,10 @@ def test_parts_of_other_lengths_become_one_and_grow() -> None:
     assert (whole.keys.shape, whole.values.shape) == ((6, 3, 6, 5), (6, 1, 6, 2))
     assert whole.get_seq_length() == 6
     for row, (number, own) in enumerate([(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]):
-        for found, right in zip((whole.keys, whole.values), given[number], strict=True):
+        for result, right in zip((whole.keys, whole.values), given[number], strict=True):
             length = right.shape[2]
-            assert found[row, :, 6 - length :].equal(right[own])
-            assert not found[row, :, : 6 - length].any()
+            assert result[row, :, 6 - length :].equal(right[own])
+            assert not result[row, :, : 6 - length].any()
     new = torch.ones(6, 3, 1, 5), torch.ones(6, 1, 1, 2)
     before = whole.keys.data_ptr()
     keys, values = whole.update(*new)

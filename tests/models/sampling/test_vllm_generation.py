@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.evaluation.evaluator import Judge, logp_of
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator, logp_of
 from cdpo_lightning.models.adapters import lora as adapters
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.models.sampling import vllm_generation
@@ -95,8 +95,8 @@ def model() -> nn.Module:
     return build(SIZES, 20, 0, EOS, 3).eval()
 
 
-def judge(model: nn.Module, tokenizer: PreTrainedTokenizerFast, engine: VLLM | None) -> Judge:
-    return Judge(None, None, model, Encoder(tokenizer, "plain", 16, 6), 4, 8, "32-true", engine)  # type: ignore[arg-type]
+def evaluator(model: nn.Module, tokenizer: PreTrainedTokenizerFast, engine: VLLM | None) -> PolicyEvaluator:
+    return PolicyEvaluator(None, None, model, Encoder(tokenizer, "plain", 16, 6), 4, 8, "32-true", engine)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_the_samples_are_the_policys_and_weigh_what_it_says(
     stand_in: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Of 600 samples the frequency of the first token is the probability that the model gives it."""
-    bench = judge(model, tokenizer, VLLM(stand_in / "generation", torch.float32, 0.4))
+    bench = evaluator(model, tokenizer, VLLM(stand_in / "generation", torch.float32, 0.4))
     samples, texts = bench.draw(model, ["w3 w4", "w5"], 300, 0, bench.encoder)
     assert [s.prompt for s in samples] == [0] * 300 + [1] * 300
     assert len(texts) == 600
@@ -146,8 +146,8 @@ def test_adapters_are_merged_into_what_it_reads(stand_in: Path, model: nn.Module
 @pytest.mark.slow
 def test_a_process_that_fails_is_told_in_one_line_and_its_output_is_kept(stand_in: Path, model: nn.Module) -> None:
     vllm = VLLM(stand_in / "generation", torch.float32, 0.95)
-    said = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
-    with pytest.raises(ModelError, match=said):
+    message = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
+    with pytest.raises(ModelError, match=message):
         vllm.tokens(model, [(3,)], 1, 2, EOS, 0)
     assert not (stand_in / "generation").exists()
     assert "Traceback" in (stand_in / "generation-0.log").read_text(encoding="utf-8")

@@ -54,8 +54,8 @@ def test_transformers_reads_the_same_scores(tmp_path: Path, make_scorer, family,
     ids = [([filler] * (length - len(r)) + r) if side == "left" else (r + [filler] * (length - len(r))) for r in rows]
     mask = torch.tensor(ids) != filler
     with torch.no_grad():
-        found = model.eval()(input_ids=torch.tensor(ids), attention_mask=mask.long()).logits[:, 0]
-    assert found.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
+        result = model.eval()(input_ids=torch.tensor(ids), attention_mask=mask.long()).logits[:, 0]
+    assert result.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>"], ids=["pad", "pad is eos"])
@@ -68,8 +68,8 @@ def test_the_exported_tokenizer_goes_with_the_model(tmp_path: Path, make_scorer,
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
     batch = tokenizer([f"{p}\n{r} {tokenizer.eos_token}" for p, r in TEXTS], padding=True, return_tensors="pt")
     with torch.no_grad():
-        found = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, 0]
-    assert found.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
+        result = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits[:, 0]
+    assert result.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
 
 
 def test_an_exported_score_model_can_be_a_score_model_from_outside(tmp_path: Path, make_scorer):

@@ -37,8 +37,8 @@ def test_a_feature_is_the_direction_of_the_mean_state_before_each_token():
     model, response = reference(), [5, 1]
     hidden = model.base_model(input_ids=torch.tensor([[3, 4, *response]])).last_hidden_state[0]
     mean = (hidden[1] + hidden[2]) / 2
-    found = response_features(model, pack([((3, 4), [[7, 8, 1], response])]))[1]
-    torch.testing.assert_close(found, mean / mean.norm(), rtol=1e-4, atol=1e-5)
+    result = response_features(model, pack([((3, 4), [[7, 8, 1], response])]))[1]
+    torch.testing.assert_close(result, mean / mean.norm(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_seen_often_is_raised_less():

@@ -74,8 +74,8 @@ def test_without_an_exact_world_nothing_exact_is_drawn(run) -> None:
 
 def test_each_loop_has_its_line_and_its_name(run) -> None:
     other = [{**row, "who": "ppo_lag", "dual/lambda": 3.0} for row in run.rounds]
-    judged = run.metrics | {"eval/ppo_lag/cost_mean": 0.0}
-    upper = dual_rounds(dataclasses.replace(run, rounds=(*run.rounds, *other), metrics=judged)).axes[0]
+    external_policies = run.metrics | {"eval/ppo_lag/cost_mean": 0.0}
+    upper = dual_rounds(dataclasses.replace(run, rounds=(*run.rounds, *other), metrics=external_policies)).axes[0]
     assert _line(upper, "ppo_lag")[1][0] == 3.0
     assert {"C-DPO", "PPO-Lagrangian"} <= _texts(upper).keys()
     assert _title(upper).startswith("C-DPO: λ settles")
@@ -209,8 +209,8 @@ def test_of_many_methods_only_those_whose_lambda_moves_are_drawn(run) -> None:
         {**row, "who": f"m{i}", "dual/lambda": 1.0, "dual/lambda_next": 1.0} for i in range(5) for row in main
     ]  # fmt: skip
     rest = [{**row, "who": who} for who in ("pd_dpo", "pd_dpo_reward") for row in main]
-    judged = {f"eval/{who}/cost_mean": 0.0 for who in ("cdpo", "pd_dpo", *(f"m{i}" for i in range(5)))}
-    many = dataclasses.replace(run, rounds=[*main, *still, *rest], metrics=run.metrics | judged)
+    external_policies = {f"eval/{who}/cost_mean": 0.0 for who in ("cdpo", "pd_dpo", *(f"m{i}" for i in range(5)))}
+    many = dataclasses.replace(run, rounds=[*main, *still, *rest], metrics=run.metrics | external_policies)
     assert list(loops(many)) == ["cdpo", "pd_dpo"]
     few = dataclasses.replace(many, rounds=[*main, *still[: 2 * len(main)]])
     assert list(loops(few)) == ["cdpo", "m0", "m1"]

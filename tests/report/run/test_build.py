@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cdpo_lightning.errors import DataError
-from cdpo_lightning.report.__main__ import main
 from cdpo_lightning.report import build
+from cdpo_lightning.report.__main__ import main
 
 SMALL = {
     "history_csv": "",
@@ -63,19 +63,19 @@ def test_the_command_builds_every_run_of_a_sweep_and_prints_where(tmp_path, make
 
 def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"error: {tmp_path}: no metrics.json")
-    assert said.err.count("\n") == 1
+    message = capsys.readouterr()
+    assert message.out == ""
+    assert message.err.startswith(f"error: {tmp_path}: no metrics.json")
+    assert message.err.count("\n") == 1
 
 
 def test_one_broken_run_does_not_cost_the_others_their_report(tmp_path, make_run, capsys) -> None:
     make_run(tmp_path / "0", **SMALL | {"metrics_json": "{"})
     make_run(tmp_path / "1", **SMALL)
     assert main([str(tmp_path), str(tmp_path / "1")]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ")
-    assert said.out.split() == [str(tmp_path / "1" / "report" / "index.html")] * 2, "one run is no sweep"
+    message = capsys.readouterr()
+    assert message.err.startswith("error: ")
+    assert message.out.split() == [str(tmp_path / "1" / "report" / "index.html")] * 2, "one run is no sweep"
 
 
 def test_the_command_without_a_folder_exits_with_2(capsys) -> None:

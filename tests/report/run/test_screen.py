@@ -3,8 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cdpo_lightning.report import dual_round_line, final_table, say
-from cdpo_lightning.report import verdict
+from cdpo_lightning.report import dual_round_line, final_table, say, verdict
 from cdpo_lightning.report.run.verdict import tone
 
 FOUND = (
@@ -84,11 +83,11 @@ def test_each_ending_has_its_sentence(metrics, change, end, colour) -> None:
 
 
 @pytest.mark.parametrize(
-    ("feasible", "said"), [("yes", "the limit is met"), ("no", "the limit is not met"), ("undecided", "undecided")]
+    ("feasible", "message"), [("yes", "the limit is met"), ("no", "the limit is not met"), ("undecided", "undecided")]
 )
-def test_without_an_exact_world_the_interval_decides(metrics, feasible, said) -> None:
+def test_without_an_exact_world_the_interval_decides(metrics, feasible, message) -> None:
     sentence = verdict(_sampled(metrics) | {"eval/cdpo/feasible": feasible})
-    assert said in sentence
+    assert message in sentence
     assert "exact" not in sentence
     assert "optimum" not in sentence
 

@@ -23,7 +23,7 @@ def data_of(page: Path) -> dict:
 def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_sweep(tmp_path_factory.mktemp("many") / "grid", 12)
     (folder / "jobs.json").write_text(
-        json.dumps({"jobs": [{"number": 12, "state": "failed", "overrides": ["a=1"], "said": ["no"]}]})
+        json.dumps({"jobs": [{"number": 12, "state": "failed", "overrides": ["a=1"], "message": ["no"]}]})
     )
     build_sweep([folder], folder / "report")
     return folder
@@ -95,9 +95,9 @@ def test_the_command_makes_one_page_of_several_folders(tmp_path: Path, capsys) -
     for name in ("a", "b"):
         write_sweep(tmp_path / name, 2, rounds=2)
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "both")]) == 0
-    said = capsys.readouterr().out.split()
-    assert said[-1] == str(tmp_path / "both" / "index.html")
-    assert len(said) == 5
+    message = capsys.readouterr().out.split()
+    assert message[-1] == str(tmp_path / "both" / "index.html")
+    assert len(message) == 5
     assert len(data_of(tmp_path / "both" / "index.html")["runs"]) == 4
     assert main([str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "a" / "report" / "index.html")], "a run's own page is not made again"
@@ -114,8 +114,8 @@ def test_a_configuration_that_cannot_be_read_leaves_the_run_without_one(tmp_path
 
 def test_the_first_answer_of_one_method_to_each_prompt(tmp_path: Path) -> None:
     write_sweep(tmp_path, 1)
-    found = first_answers(tmp_path / "0", "cdpo", ["Why?"])
-    assert {prompt: sample["response"] for prompt, sample in found.items()} == {"Why?": "cdpo answers <b>0</b>"}
+    result = first_answers(tmp_path / "0", "cdpo", ["Why?"])
+    assert {prompt: sample["response"] for prompt, sample in result.items()} == {"Why?": "cdpo answers <b>0</b>"}
     assert first_answers(tmp_path, "cdpo", []) == {}
 
 

@@ -25,12 +25,12 @@ def _without(metrics: dict, starts: str | Iterable[str]) -> dict:
 
 
 def test_every_number_of_the_csv_is_the_metric_to_the_last_bit(metrics) -> None:
-    found = {row["who"]: row for row in _read(to_csv(metrics))}
+    result = {row["who"]: row for row in _read(to_csv(metrics))}
     for key, value in metrics.items():
         group, *rest = key.split("/")
         if len(rest) == 2 and rest[1] not in ("prompts", "samples"):
             who, name = rest
-            written = found[who][name if group == "eval" else f"{group}_{name}"]
+            written = result[who][name if group == "eval" else f"{group}_{name}"]
             assert type(value)(written) == value, key
 
 
@@ -105,10 +105,10 @@ def test_feasibility_follows_the_contract_where_nobody_said_it(low, high, limit,
 
 
 def test_the_caption_says_convention_limit_and_sampling_size(metrics) -> None:
-    said = caption(metrics)
-    assert "cost > 0 is harmful" in said
-    assert "E[cost] <= C_limit = -0.30" in said
-    assert "1600 sampled responses to 200 prompts for each row" in said
+    message = caption(metrics)
+    assert "cost > 0 is harmful" in message
+    assert "E[cost] <= C_limit = -0.30" in message
+    assert "1600 sampled responses to 200 prompts for each row" in message
     assert "1600 to 2000 sampled" in caption(metrics | {"eval/dpo/samples": 2000})
     assert "the sampling size was not recorded" in caption({})
 

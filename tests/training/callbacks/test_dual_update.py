@@ -195,10 +195,10 @@ class Script:
     """A judge that says what it was told to, round by round; and notes what it was asked."""
 
     def __init__(self, *rounds):
-        self.rounds, self.asked = list(rounds), []
+        self.rounds, self.requested = list(rounds), []
 
     def measure(self, model, prompts, samples_per_prompt, seed):
-        self.asked.append((tuple(prompts), samples_per_prompt, seed))
+        self.requested.append((tuple(prompts), samples_per_prompt, seed))
         return self.rounds.pop(0)
 
 
@@ -210,11 +210,11 @@ class Loop:
         self.constraint = ConstraintConfig(**values | constraint)
         self.policy = PolicyConfig(beta=BETA, refresh=refresh, labels="soft")
         self.data = PairDataModule(base_table(), self.policy, 0.2, 0)
-        self.history, self.judge, self.said = History(tmp_path / "history.csv", False), Script(*rounds), []
+        self.history, self.evaluator, self.message = History(tmp_path / "history.csv", False), Script(*rounds), []
         self.folder = tmp_path
         self.callback = DualUpdate(
-            self.constraint, self.policy, self.judge, [f"p{i}" for i in range(6)], self.history, "cdpo", tmp_path, 7,
-            self.said.append,
+            self.constraint, self.policy, self.evaluator, [f"p{i}" for i in range(6)], self.history, "cdpo", tmp_path, 7,
+            self.message.append,
         )  # fmt: skip
         self.module = SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False), log_dict=lambda *_, **__: None)
 
@@ -240,7 +240,7 @@ def test_a_round_by_hand(tmp_path):
         "dual/expected_reward": pytest.approx(0.55), "dual/response_tokens": 2.0, "dual/unfinished": 0.0,
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
-    assert loop.said == [row | {"dual/c_limit": 0.0}]
+    assert loop.message == [row | {"dual/c_limit": 0.0}]
     assert len(loop.data.fresh) == 1
 
 
@@ -248,12 +248,12 @@ def test_the_round_samples_the_prompts_it_chose(tmp_path):
     loop = Loop(tmp_path, measurement(), measurement())
     loop.end_epoch()
     loop.end_epoch()
-    prompts, samples, seeds = zip(*loop.judge.asked, strict=True)
+    prompts, samples, seeds = zip(*loop.evaluator.requested, strict=True)
     assert samples == (4, 4)
     assert seeds[0] != seeds[1]
-    for number, (asked, fresh) in enumerate(zip(prompts, loop.data.fresh, strict=True), 1):
+    for number, (requested, fresh) in enumerate(zip(prompts, loop.data.fresh, strict=True), 1):
         chosen = choose_prompts(6, 3, stream_seed(loop.callback.seed, Stream.DUAL_PROMPTS, number))
-        assert asked == tuple(f"p{i}" for i in chosen.tolist())
+        assert requested == tuple(f"p{i}" for i in chosen.tolist())
         assert set(fresh.prompt_N.tolist()) == set(chosen.tolist())
 
 

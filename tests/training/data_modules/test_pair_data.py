@@ -47,10 +47,10 @@ def numbers(batch):
 
 def labels(data):
     """The label of each pair of the data by the number of its response 0."""
-    found = {}
+    result = {}
     for batch in data.train_dataloader():
-        found |= {first: float(label) for (first, _), label in zip(numbers(batch), batch.target, strict=True)}
-    return [found[i] for i in sorted(found)]
+        result |= {first: float(label) for (first, _), label in zip(numbers(batch), batch.target, strict=True)}
+    return [result[i] for i in sorted(result)]
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "soft", "argmax"])

@@ -9,13 +9,13 @@ import torch
 from cdpo_lightning.config import ClosedFormConfig, ConstraintConfig, PPOConfig, TrainerConfig
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world
-from cdpo_lightning.evaluation.evaluator import Judge, OracleScorer, logp_of
+from cdpo_lightning.evaluation.evaluator import OracleScorer, PolicyEvaluator, logp_of
 from cdpo_lightning.maths.ppo import kl_coefficient
 from cdpo_lightning.models.heads.value_model import ValueModel
 from cdpo_lightning.models.lm.causal_lm import build, parameter_hash, word_tokenizer
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.templates import Encoder
-from cdpo_lightning.training.callbacks.compute_meter import Budget
+from cdpo_lightning.training.callbacks.compute_meter import ComputeMeter
 from cdpo_lightning.training.callbacks.rollout_log import RolloutLog
 from cdpo_lightning.training.data_modules.rollouts import Rollouts
 from cdpo_lightning.training.fit import Stage, fit
@@ -32,7 +32,7 @@ def make(**ppo):
     """A round's data module on a random reference."""
     values = {"rounds": 4, "samples_per_prompt": 4, "passes": 2, "batch_size": 16, "window": 10} | ppo
     reference = build(SIZES, len(TOKENIZER), 0, 1, 0).eval().requires_grad_(False)
-    judge = Judge(
+    evaluator = PolicyEvaluator(
         *(OracleScorer(WORLD, which, str(which)) for which in (0, 1)),
         reference,
         Encoder(TOKENIZER, "plain", 16, 8),
@@ -43,11 +43,11 @@ def make(**ppo):
     actor = copy.deepcopy(reference).requires_grad_(True)
     module = PPOModule(actor, ValueModel(reference), ValueModel(reference), PPOConfig(**values))
     constraint = ConstraintConfig(c_limit=-0.5, update="log", lambda_init=1.0, lambda_lr=0.1)
-    return Rollouts(module, judge, WORLD.prompts, constraint, BETA, 3, DEMONSTRATIONS)
+    return Rollouts(module, evaluator, WORLD.prompts, constraint, BETA, 3, DEMONSTRATIONS)
 
 
 def draw(data):
-    return data.judge.measure(data.module.model, data.prompts, 4, 1)
+    return data.evaluator.measure(data.module.model, data.prompts, 4, 1)
 
 
 def test_lambda_steps_on_the_mean_of_the_window():
@@ -67,20 +67,20 @@ def test_the_constants_of_an_episode_while_the_policy_is_the_reference():
     data = make(gae_lambda=1.0)
     measured = draw(data)
     data.step(measured)
-    lam, place = data.dual.lam, 0
+    lam, location = data.dual.lam, 0
     episodes = data.episodes(measured, data.prompts)
     logp = logp_of(data.module.model, [episode.row for episode in episodes], 64, "32-true")
     for episode in episodes:
         start = 0
         for response in episode.row[1]:
             own = episode.token_6N[:, start : start + len(response)]
-            reward, cost = float(measured.reward[place]), float(measured.cost[place])
-            assert measured.samples[place].tokens == tuple(response)
-            assert own[0].sum().item() == pytest.approx(float(logp[place]), abs=1e-4)
+            reward, cost = float(measured.reward[location]), float(measured.cost[location])
+            assert measured.samples[location].tokens == tuple(response)
+            assert own[0].sum().item() == pytest.approx(float(logp[location]), abs=1e-4)
             assert own[1].tolist() == pytest.approx([(reward - lam * cost) / (1 + lam)] * len(response), abs=1e-4)
             assert own[4].tolist() == pytest.approx([reward] * len(response), abs=1e-4)
             assert own[5].tolist() == pytest.approx([cost] * len(response), abs=1e-4)
-            start, place = start + len(response), place + 1
+            start, location = start + len(response), location + 1
 
 
 def test_a_policy_that_left_the_reference_pays_for_it():
@@ -131,7 +131,7 @@ class Kill(L.Callback):
 
 
 def train(folder, *callbacks, resume=False):
-    data, history, budget = make(ptx=0.5), History(folder / "history.csv", resume), Budget()
+    data, history, budget = make(ptx=0.5), History(folder / "history.csv", resume), ComputeMeter()
     log = RolloutLog(history, "ppo_lag", -0.5, lambda row: None)
     stage = Stage("policy", 4, folder / "checkpoints", seed=3, who="ppo_lag")
     fit(data.module, data, stage, TrainerConfig(), history, [log, budget, *callbacks])
@@ -141,16 +141,16 @@ def train(folder, *callbacks, resume=False):
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     """Weights of all three networks to the last bit, lambda round by round, the window, the budget and the history."""
-    whole, spent = train(tmp_path / "whole")
+    whole, compute = train(tmp_path / "whole")
     with pytest.raises(Killed):
         train(tmp_path / "cut", Kill())
     torch.manual_seed(99)
     again, counted = train(tmp_path / "cut", resume=True)
     assert parameter_hash(again.module) == parameter_hash(whole.module)
     assert (again.dual, again.window) == (whole.dual, whole.window)
-    assert counted.tokens == spent.tokens > 0
+    assert counted.tokens == compute.tokens > 0
     texts = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "cut")]
     assert texts[0] == texts[1]
-    assert parameter_hash(whole.module.model) != parameter_hash(whole.judge.reference)
+    assert parameter_hash(whole.module.model) != parameter_hash(whole.evaluator.reference)
     ended, nothing_more = train(tmp_path / "cut", resume=True)
-    assert (ended.dual, nothing_more.tokens) == (whole.dual, spent.tokens)
+    assert (ended.dual, nothing_more.tokens) == (whole.dual, compute.tokens)

@@ -14,7 +14,7 @@ from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world, preference_pairs
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.evaluation.evaluator import Judge, OracleScorer, logp_of
+from cdpo_lightning.evaluation.evaluator import OracleScorer, PolicyEvaluator, logp_of
 from cdpo_lightning.models.lm.causal_lm import build, parameter_hash, word_tokenizer
 from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.store.history import History
@@ -101,8 +101,8 @@ def test_the_first_loss_is_ln_2(beta):
 def test_the_first_loss_of_the_others(loss):
     """u = 0: (1/(2 beta))^2 and 1."""
     model = tiny()
-    found = policy(model, step=0, loss=loss)[0].training_step(batch(model, [1.0, 0.0, 1.0]), 0)
-    assert found.item() == pytest.approx({"ipo": (1 / (2 * BETA)) ** 2, "hinge": 1.0}[loss], abs=1e-4)
+    result = policy(model, step=0, loss=loss)[0].training_step(batch(model, [1.0, 0.0, 1.0]), 0)
+    assert result.item() == pytest.approx({"ipo": (1 / (2 * BETA)) ** 2, "hinge": 1.0}[loss], abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -164,15 +164,15 @@ class Killed(RuntimeError):
 class Kill(L.Callback):
     """Kills the run in the middle of an epoch."""
 
-    def __init__(self, epoch, place):
-        self.epoch, self.place = epoch, place
+    def __init__(self, epoch, location):
+        self.epoch, self.location = epoch, location
 
     def on_train_batch_end(self, trainer, *_):
-        if (trainer.current_epoch, self.place) == (self.epoch, "midway"):
+        if (trainer.current_epoch, self.location) == (self.epoch, "midway"):
             raise Killed
 
     def on_train_epoch_start(self, trainer, *_):
-        if (trainer.current_epoch, self.place) == (self.epoch, "start"):
+        if (trainer.current_epoch, self.location) == (self.epoch, "start"):
             raise Killed
 
 
@@ -188,18 +188,18 @@ class Run:
         self.folder = folder
         self.reference = tiny(0, len(self.tokenizer)).requires_grad_(False)
         scorers = [OracleScorer(self.world, which, str(which)) for which in (0, 1)]
-        self.judge = Judge(*scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true")
+        self.evaluator = PolicyEvaluator(*scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true")
 
     def table(self):
         pairs = preference_pairs(self.world, self.world.prompts, 4, 0)
         texts = [(pair.prompt, text) for pair in pairs for text in pair.responses]
-        prompts = tuple(self.judge.encoder.prompt(prompt) for prompt in self.world.prompts)
+        prompts = tuple(self.evaluator.encoder.prompt(prompt) for prompt in self.world.prompts)
         number = torch.tensor([self.world.prompts.index(prompt) for prompt, _ in texts])
         ids = tuple(tuple(encode_response(text, self.tokenizer)) for _, text in texts)
         rows = [(prompts[p], [y]) for p, y in zip(number.tolist(), ids, strict=True)]
         logp = logp_of(self.reference, rows, 64, "32-true")
         pair = torch.arange(len(texts)).view(-1, 2)
-        scores = self.judge.reward.score(texts), self.judge.cost.score(texts)
+        scores = self.evaluator.reward.score(texts), self.evaluator.cost.score(texts)
         return PairTable(prompts, ids, number, *scores, logp, pair, draws(len(pair), 0))
 
     def train(self, *callbacks, resume=False, **constraint):
@@ -208,7 +208,7 @@ class Run:
         module = PolicyModule(copy.deepcopy(self.reference).requires_grad_(True), self.config)
         history = History(self.folder / "history.csv", resume)
         c = ConstraintConfig(**vars(self.constraint) | constraint)
-        update = DualUpdate(c, self.config, self.judge, self.world.prompts, history, "cdpo", self.folder, seed=3)
+        update = DualUpdate(c, self.config, self.evaluator, self.world.prompts, history, "cdpo", self.folder, seed=3)
         stage = Stage("policy", self.config.epochs, self.folder / "checkpoints", seed=3, who="cdpo")
         fit(module, data, stage, TrainerConfig(), history, [update, *callbacks])
         return module, data
@@ -234,13 +234,13 @@ def test_the_run_moves_lambda_and_the_weights(whole):
     assert len(data.fresh) == 2
 
 
-@pytest.mark.parametrize("place", ["start", "midway"])
-def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, place):
+@pytest.mark.parametrize("location", ["start", "midway"])
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, location):
     """Three epochs and three: weights to the last bit, lambda round by round, the pairs, and every row of the history."""
     first, module, data = whole
     run = Run(tmp_path)
     with pytest.raises(Killed):
-        run.train(Kill(3, place))
+        run.train(Kill(3, location))
     torch.manual_seed(99)
     resumed, again = run.train(resume=True)
     assert parameter_hash(resumed.model) == parameter_hash(module.model)
