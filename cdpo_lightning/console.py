@@ -47,10 +47,10 @@ class Screen:
     """Prints one line as each stage ends."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.console = Console(quiet=not ranks.first(), highlight=False, soft_wrap=True)
+        self.console = Console(quiet=not ranks.is_first(), highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, 100)  # of a file it is 80: too narrow for the final table
-        self.progress = self.console.is_terminal and ranks.first()
+        self.progress = self.console.is_terminal and ranks.is_first()
         self._start = time.perf_counter()
         c = config.constraint
         goal = f"E[cost] <= {c.c_limit:g}" if c.kind == "dual" else f"constraint {c.kind}"

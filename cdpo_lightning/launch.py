@@ -35,7 +35,7 @@ _GRACE = 5.0  # seconds for the other ranks to end by themselves after one has f
 
 def run(config: RunConfig) -> Metrics:
     """One run, in this process or in as many as `trainer` asks for; what it found."""
-    if config.trainer.processes == 1 or ranks.started():
+    if config.trainer.processes == 1 or ranks.launched_as_rank():
         with _on_signals(signal.default_int_handler, signal.SIGTERM):  # told to end: as by Ctrl-C
             return pipeline.run(config)
     if config.trainer.num_nodes > 1:

@@ -1,8 +1,8 @@
-"""The processes of one run: which part of the work is this one's, and how the parts come together again.
+"""The ranks (processes) of one run: which items each rank works on, and the collectives that combine their results.
 
-Every rank runs the same program on the same values and takes its part where the work is: of a batch, of the texts to score, of
-the prompts to sample. What comes back is whole and the same on every rank. One process is the case of one rank: nothing is
-split, copied or sent.
+Every rank runs the same program on the same values. Work is split where it is done: a batch, the texts to score, the prompts to
+sample. Results are then gathered, so that every rank holds all of them. In a run of one process these functions copy and send
+nothing.
 """
 
 from __future__ import annotations
@@ -22,139 +22,148 @@ from cdpo_lightning.errors import ConfigError, NumericsError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE = timedelta(hours=6)  # a rank may wait while another writes or reads; a dead one is noticed at once, not by the clock
+_TIMEOUT = timedelta(hours=6)  # one rank may read or write for long while the others wait; a rank that died is noticed at once
 
 
-def count() -> int:
-    """Ranks of this run."""
+def world_size() -> int:
+    """Return the number of ranks of this run; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def number() -> int:
-    """The number of this rank, from 0."""
+def rank() -> int:
+    """Return the index of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first() -> bool:
-    """Whether this rank writes files and speaks to the user: exactly one does."""
-    return number() == 0
+def is_first() -> bool:
+    """Return whether this is rank 0, the only one that writes shared files and prints."""
+    return rank() == 0
 
 
-def share(items: Sequence[T]) -> list[T]:
-    """This rank's part of `items`, every W-th: all parts together are `items`, none twice."""
-    return list(items[number() :: count()])
+def own_share(items: Sequence[T]) -> list[T]:
+    """Return every `world_size()`-th item, starting at `rank()`: each item belongs to exactly one rank."""
+    return list(items[rank() :: world_size()])
 
 
-def part(batch: Sequence[T], size: Callable[[T], int]) -> tuple[list[T], float]:
-    """This rank's share of a batch, and the weight of a mean over it; the ranks' weighted means average to that of the batch.
+def batch_share(batch: Sequence[T], size: Callable[[T], int]) -> tuple[list[T], float]:
+    """Return this rank's items of a batch, and the weight of the mean over them.
 
-    A rank for which nothing is left takes the first item with weight 0: it still has to take part in the exchange of gradients.
+    The average over ranks of (weight * mean over the rank's items) is the mean over the whole batch. A rank that has no items gets
+    the first item of the batch with weight 0, because it must still take part in the all-reduce of the gradients.
 
     Args:
-        size: how many of the things that the mean is over an item holds.
+        size: returns how many terms of the mean (pairs, tokens, ...) an item contributes.
     """
-    own = share(batch)
-    return own or list(batch[:1]), count() * sum(map(size, own)) / max(1, sum(map(size, batch)))
+    own = own_share(batch)
+    return own or list(batch[:1]), world_size() * sum(map(size, own)) / max(1, sum(map(size, batch)))
 
 
-def gathered(value: T) -> list[T]:
-    """The values of all ranks, in their order."""
-    if count() == 1:
+def all_gather(value: T) -> list[T]:
+    """Return the values of all ranks, ordered by rank."""
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def spread(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R]:
-    """`work(items)`, one result an item, each rank working on its own share; the whole, in order, on every rank."""
-    own = list(work(share(items)))
-    assert len(own) == len(share(items))
-    result: list[Any] = [None] * len(items)
-    for rank, part in enumerate(gathered(own)):
-        result[rank :: count()] = part
-    return result
+def map_over_ranks(items: Sequence[T], work: Callable[[list[T]], Sequence[R]]) -> list[R]:
+    """Return `work(items)`, computed in parallel: each rank calls `work` on its own share, and every rank gets all results.
+
+    Args:
+        work: returns one result per item, in the order of the items.
+    """
+    own = list(work(own_share(items)))
+    assert len(own) == len(own_share(items))
+    results: list[Any] = [None] * len(items)
+    for index, share in enumerate(all_gather(own)):
+        results[index :: world_size()] = share
+    return results
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it is so on any rank."""
-    if count() == 1:
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag is true on at least one rank."""
+    if world_size() == 1:
         return flag
     flags = torch.tensor([int(flag)])
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags.item())
 
 
-def all_of(flag: bool) -> bool:
-    """Whether it is so on every rank."""
-    return not any_of(not flag)
+def all_ranks(flag: bool) -> bool:
+    """Return whether the flag is true on every rank."""
+    return not any_rank(not flag)
 
 
-def most(number: int) -> int:
-    """The largest of the ranks' numbers."""
-    return max(gathered(number))
+def max_over_ranks(value: int) -> int:
+    """Return the largest of the ranks' values."""
+    return max(all_gather(value))
 
 
-def agreed(value: T) -> T:
-    """The first rank's value."""
-    if count() == 1:
+def broadcast(value: T) -> T:
+    """Return the value of rank 0."""
+    if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, 0)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
-def wait() -> None:
-    """Returns when all ranks have come here."""
-    if count() > 1:
+def barrier() -> None:
+    """Wait until every rank has called this function."""
+    if world_size() > 1:
         dist.barrier()
 
 
 def require_equal(name: str, value: object) -> None:
-    """Raises:
-    NumericsError: the ranks do not agree; what they train from here on would be different problems.
+    """Raise an error unless all ranks pass the same value.
+
+    Raises:
+        NumericsError: the values differ, so the ranks would go on to train different models.
     """
-    values = gathered(value)
+    values = all_gather(value)
     if any(other != values[0] for other in values):
-        message = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
-        raise NumericsError(f"{name} differs between ranks ({message}), expected one value; are they machines of one kind?")
+        listing = ", ".join(f"rank {index}: {other}" for index, other in enumerate(values))
+        raise NumericsError(
+            f"{name} differs between ranks ({listing}), expected one value; check that all machines are of one kind"
+        )
 
 
-def started() -> bool:
-    """Whether this process is one rank of several, started by us, by torchrun or by srun with `RANK` and `WORLD_SIZE`."""
+def launched_as_rank() -> bool:
+    """Return whether this process was started as one of several ranks: by our launcher, by torchrun, or by srun."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
-def joined(processes: int, on_gpu: bool, alone: bool = False) -> Iterator[None]:
-    """The ranks, connected.
+def process_group(processes: int, on_gpu: bool, single_process: bool = False) -> Iterator[None]:
+    """Open torch's default process group and close it at the end.
 
     Args:
-        processes: how many there are to be.
-        on_gpu: tensors on a GPU are sent by nccl; everything else always by gloo.
-        alone: connect a single process too, to itself, as DeepSpeed asks for.
+        processes: the expected number of ranks.
+        on_gpu: use NCCL for tensors on a GPU. Everything else uses Gloo.
+        single_process: open a group for one process too; DeepSpeed needs one.
 
     Raises:
-        ConfigError: another number of processes was started.
+        ConfigError: the number of processes that were started is not `processes`.
     """
-    requested = int(os.environ["WORLD_SIZE"]) if started() else 1
-    if requested != processes:
+    started = int(os.environ["WORLD_SIZE"]) if launched_as_rank() else 1
+    if started != processes:
         raise ConfigError(
-            f"trainer.devices * trainer.num_nodes = {processes}, but WORLD_SIZE={requested} processes were started; "
+            f"trainer.devices * trainer.num_nodes = {processes}, but WORLD_SIZE={started} processes were started; "
             "start that many, or unset RANK and WORLD_SIZE"
         )
-    if processes == 1 and not alone:
+    if processes == 1 and not single_process:
         yield
         return
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    options: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl" if on_gpu else "gloo", "timeout": _PATIENCE}
+    options: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl" if on_gpu else "gloo", "timeout": _TIMEOUT}
     if processes == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(**options)
     try:
         yield
     finally:
-        # Not after an error among several: to the others it would look like the cause, and be reported in its place.
+        # Not closed after an error among several ranks: the others would fail on the closed connection, which hides the cause.
         if processes == 1 or sys.exc_info()[0] is None:
             dist.destroy_process_group()

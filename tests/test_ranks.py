@@ -12,8 +12,8 @@ from cdpo_lightning.text.packing import pack
 
 
 def as_rank(patch: pytest.MonkeyPatch, number: int, count: int) -> None:
-    patch.setattr(ranks, "number", lambda: number)
-    patch.setattr(ranks, "count", lambda: count)
+    patch.setattr(ranks, "rank", lambda: number)
+    patch.setattr(ranks, "world_size", lambda: count)
 
 
 @given(st.lists(st.integers(), max_size=9), st.integers(1, 5))
@@ -22,7 +22,7 @@ def test_the_shares_are_the_whole_and_none_is_there_twice(items: list[int], coun
         shares = []
         for number in range(count):
             as_rank(patch, number, count)
-            shares.append(ranks.share(items))
+            shares.append(ranks.own_share(items))
     assert sorted(item for share in shares for item in share) == sorted(items)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -35,7 +35,7 @@ def test_the_average_of_the_weighted_means_is_the_mean_of_the_batch(sizes: list[
     with pytest.MonkeyPatch.context() as patch:
         for number in range(count):
             as_rank(patch, number, count)
-            own, weight = ranks.part(batch, lambda item: item[1])
+            own, weight = ranks.batch_share(batch, lambda item: item[1])
             assert own, "every rank has something to run, or the exchange of gradients would hang"
             means.append(weight * sum(i * n for i, n in own) / sum(n for _, n in own))
     expected = sum(i * n for i, n in batch) / sum(sizes)
@@ -70,15 +70,15 @@ def test_the_loss_of_a_cost_batch_is_the_average_over_the_ranks(monkeypatch: pyt
 
 
 def test_one_process_works_on_the_items_themselves() -> None:
-    assert ranks.spread([3, 1, 2], lambda own: [10 * i for i in own]) == [30, 10, 20]
-    assert ranks.part([1, 2], lambda _: 1) == ([1, 2], 1.0)
-    assert ranks.agreed("x") == "x"
-    assert ranks.any_of(True)
+    assert ranks.map_over_ranks([3, 1, 2], lambda own: [10 * i for i in own]) == [30, 10, 20]
+    assert ranks.batch_share([1, 2], lambda _: 1) == ([1, 2], 1.0)
+    assert ranks.broadcast("x") == "x"
+    assert ranks.any_rank(True)
     assert pack([((1,), [(2,)])]).responses == 1
 
 
 def test_what_the_ranks_disagree_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value + 1e-9])
+    monkeypatch.setattr(ranks, "all_gather", lambda value: [value, value + 1e-9])
     with pytest.raises(NumericsError, match=r"lambda differs between ranks \(rank 0: 0\.5, rank 1: 0\.500"):
         ranks.require_equal("lambda", 0.5)
 
@@ -86,5 +86,8 @@ def test_what_the_ranks_disagree_on_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_another_number_of_processes_than_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match=r"trainer\.devices \* trainer\.num_nodes = 8, but WORLD_SIZE=4"), ranks.joined(8, False):
+    with (
+        pytest.raises(ConfigError, match=r"trainer\.devices \* trainer\.num_nodes = 8, but WORLD_SIZE=4"),
+        ranks.process_group(8, False),
+    ):
         pass

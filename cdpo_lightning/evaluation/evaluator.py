@@ -75,7 +75,7 @@ class ModelScorer:
             NumericsError: a score is not finite.
         """
         unique = list(dict.fromkeys(texts))
-        result = torch.tensor(ranks.spread(unique, self._scores), dtype=torch.float64) / self.unit
+        result = torch.tensor(ranks.map_over_ranks(unique, self._scores), dtype=torch.float64) / self.unit
         require_finite(result, unique, self.identity)
         number = {text: i for i, text in enumerate(unique)}
         return result[[number[text] for text in texts]]
@@ -105,7 +105,7 @@ def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
 
 def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
     """log pi(y|x), nats, float64, of all responses of the rows, in order."""
-    result = ranks.spread(rows, lambda own: _logp(model, own, batch_size, precision))
+    result = ranks.map_over_ranks(rows, lambda own: _logp(model, own, batch_size, precision))
     return torch.cat(result) if result else torch.empty(0, dtype=torch.float64)
 
 
@@ -170,7 +170,7 @@ class PolicyEvaluator:
         training = model.training
         model.eval()
         ids = [encoder.prompt(prompt) for prompt in prompts]
-        drawn = ranks.spread(ids, lambda own: self._samples(model, own, samples_per_prompt, seed, encoder))
+        drawn = ranks.map_over_ranks(ids, lambda own: self._samples(model, own, samples_per_prompt, seed, encoder))
         model.train(training)
         samples = [replace(s, prompt=number) for number, own in enumerate(drawn) for s in own]
         return samples, [(prompts[s.prompt], encoder.decode(s.tokens)) for s in samples]

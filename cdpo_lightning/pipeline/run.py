@@ -37,7 +37,9 @@ def run(config: RunConfig) -> Metrics:
     if trainer.num_threads:
         torch.set_num_threads(trainer.num_threads)
     quiet_libraries()
-    with ranks.joined(trainer.processes, trainer.accelerator != "cpu" and torch.cuda.is_available(), alone=bool(trainer.zero)):
+    with ranks.process_group(
+        trainer.processes, trainer.accelerator != "cpu" and torch.cuda.is_available(), single_process=bool(trainer.zero)
+    ):
         return _run(config)
 
 
@@ -48,7 +50,7 @@ def _run(config: RunConfig) -> Metrics:
     folder = find_run(config)
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
-    if ranks.count() > 1:
+    if ranks.world_size() > 1:
         preflight(config, folder, screen)
     prepared = prepare(config, folder, screen)
     metrics = _origin(config)
@@ -60,9 +62,9 @@ def _run(config: RunConfig) -> Metrics:
         _write(metrics, config, folder)
         if watch is not None:
             publish(watch, config, folder, metrics, report.rows(metrics))
-    if ranks.first():
+    if ranks.is_first():
         screen.end(metrics, folder)
-    ranks.wait()
+    ranks.barrier()
     return metrics
 
 
@@ -75,12 +77,12 @@ def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) ->
             policies[who], result = train_policy(prepared, who, screen)
             metrics |= result
     metrics = _measured(metrics | evaluate_all(prepared, policies, screen))
-    if ranks.first():
+    if ranks.is_first():
         for who, policy in policies.items():
             export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
     ledger = prepared.bench.store.ledger
     metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
-    if ranks.first():
+    if ranks.is_first():
         for kind in ("reward", "cost"):
             export_scorer(getattr(prepared.evaluator, kind), prepared.bench.folder / "export" / kind, kind)
     return metrics
@@ -110,7 +112,7 @@ def _origin(config: RunConfig) -> Metrics:
 
 def _write(metrics: Metrics, config: RunConfig, folder: Path) -> None:
     """metrics.json and the report, by the first rank."""
-    if not ranks.first():
+    if not ranks.is_first():
         return
     write_json(folder / "metrics.json", metrics)
     if "report" in config.stages:

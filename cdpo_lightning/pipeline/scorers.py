@@ -32,8 +32,8 @@ SCORE_MODULES: dict[str, type[ScoreModule]] = {"reward": RewardModule, "cost": C
 
 def _collate_scores(batch: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBatch:
     """This rank's part of a batch: responses flat, pairs and signs beside them."""
-    rows, pair_weight = ranks.part(batch, lambda row: row[0].preferred is not None)
-    rows, sign_weight = ranks.part(batch, lambda row: sum(map(abs, row[0].signs)))
+    rows, pair_weight = ranks.batch_share(batch, lambda row: row[0].preferred is not None)
+    rows, sign_weight = ranks.batch_share(batch, lambda row: sum(map(abs, row[0].signs)))
     ids: list[list[int]] = []
     pairs: list[tuple[int, int]] = []
     sign: list[int] = []

@@ -36,7 +36,7 @@ def _tokens(row: Row) -> int:
 
 def _collate(batch: list[Row]) -> SFTBatch:
     """This rank's part of a batch."""
-    rows, weight = ranks.part(batch, _tokens)
+    rows, weight = ranks.batch_share(batch, _tokens)
     return SFTBatch(pack(rows), weight)
 
 

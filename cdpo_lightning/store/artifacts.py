@@ -54,7 +54,7 @@ class Ledger:
     def record(self, artifact: str, name: str, count: int) -> None:
         """Notes that `artifact` took `count` of `name`; noting it twice counts once."""
         self._entries[artifact] = {name: count}
-        if ranks.first():
+        if ranks.is_first():
             write_json(self._path, self._entries)
 
     def total(self, name: str) -> int:
@@ -93,7 +93,7 @@ class Store:
         result = self._found(folder, key)
         if result is not None:
             return result
-        with alone(folder.with_name(f".{key}.lock")) if ranks.first() else nullcontext():
+        with alone(folder.with_name(f".{key}.lock")) if ranks.is_first() else nullcontext():
             result = self._found(folder, key)  # another run may have made it while this one waited
             if result is not None:
                 return result
@@ -101,9 +101,9 @@ class Store:
             tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             if forwards is not None:
                 self.ledger.record(f"{kind}/{key}", *forwards)
-            if ranks.first():
+            if ranks.is_first():
                 self._write(folder, tensors, {"made_of": dict(made_of), "facts": meta})
-            ranks.wait()
+            ranks.barrier()
         return Artifact(key, tensors, meta)
 
     def holds(self, kind: str, made_of: Mapping[str, object]) -> bool:
@@ -116,12 +116,12 @@ class Store:
         Raises:
             StorageError: this rank has not.
         """
-        result = self._read(folder, key) if ranks.first() else None
-        if not ranks.agreed(result is not None) or ranks.first():
+        result = self._read(folder, key) if ranks.is_first() else None
+        if not ranks.broadcast(result is not None) or ranks.is_first():
             return result
         result = self._read(folder, key)
         if result is None:
-            raise StorageError(f"{folder}: rank 0 can read it and rank {ranks.number()} cannot; put artifacts_dir where all can")
+            raise StorageError(f"{folder}: rank 0 can read it and rank {ranks.rank()} cannot; put artifacts_dir where all can")
         return result
 
     def _read(self, folder: Path, key: str) -> Artifact | None:

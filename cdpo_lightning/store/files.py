@@ -75,21 +75,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """As `whole_file`, for a folder that all ranks write into; the first one renames it when all are done."""
-    temporary = ranks.agreed(sibling(path))
+    temporary = ranks.broadcast(sibling(path))
     with written(path):
         try:
-            if ranks.first():
+            if ranks.is_first():
                 temporary.mkdir(parents=True)
-            ranks.wait()
+            ranks.barrier()
             yield temporary
-            ranks.wait()
-            if ranks.first():
+            ranks.barrier()
+            if ranks.is_first():
                 if path.exists():
                     grow_older(path)
                 temporary.rename(path)
-            ranks.wait()
+            ranks.barrier()
         finally:
-            if ranks.first():
+            if ranks.is_first():
                 shutil.rmtree(temporary, ignore_errors=True)
 
 

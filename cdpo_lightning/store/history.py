@@ -39,7 +39,7 @@ class History:
 
     def write(self) -> None:
         """The whole table, in place of the old one; by one rank."""
-        if not ranks.first():
+        if not ranks.is_first():
             return
         columns = sorted({name for row in self.rows for name in row}, key=_column_order)
         with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -52,7 +52,7 @@ def find_run(config: RunConfig) -> Path:
     Raises:
         ConfigError: nothing to resume, or the folder holds a run of another configuration, one already begun, or is a file.
     """
-    return ranks.agreed(_find_run(config) if ranks.first() else Path())
+    return ranks.broadcast(_find_run(config) if ranks.is_first() else Path())
 
 
 def _find_run(config: RunConfig) -> Path:
@@ -73,9 +73,9 @@ def begin_run(config: RunConfig, folder: Path) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    if ranks.first():
+    if ranks.is_first():
         _begin(config, folder)
-    ranks.wait()
+    ranks.barrier()
 
 
 def _begin(config: RunConfig, folder: Path) -> None:

@@ -121,7 +121,7 @@ def fit(
             use_distributed_sampler=False,
             # The history is written after the others have logged and before the checkpoint: it never lacks a row of it.
             callbacks=[*callbacks, HistoryCallback(history, stage.name, stage.who), checkpoints],
-            logger=logger if ranks.first() else False,
+            logger=logger if ranks.is_first() else False,
             log_every_n_steps=trainer.log_every_n_steps,
             num_sanity_val_steps=0,
             enable_progress_bar=progress,

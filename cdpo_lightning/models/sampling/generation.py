@@ -160,7 +160,7 @@ def _sample_batch(model: nn.Module, prompts: Sequence[Sequence[int]], uniform: T
         length[row] += 1
         total[row] += logp
         ended = bool(batch.ended.all())
-        if number == steps - 1 or (ranks.all_of(ended) if in_step(model) else ended):
+        if number == steps - 1 or (ranks.all_ranks(ended) if in_step(model) else ended):
             break
         batch.advance(batch.drop_ended(every))
     return tokens, length, total
@@ -182,7 +182,7 @@ def sample(
     device = next(model.parameters()).device
     values: dict[int, list[Sample]] = {}
     groups = [order[start : start + group] for start in range(0, len(order), group)]
-    spare = ranks.most(len(groups)) - len(groups) if in_step(model) else 0
+    spare = ranks.max_over_ranks(len(groups)) - len(groups) if in_step(model) else 0
     with eagerly(model):
         for chosen in groups:
             drawn = [uniforms(seed, prompts[i], samples_per_prompt, max_new_tokens) for i in chosen]

@@ -63,9 +63,9 @@ class VLLM:
         """
         weights = self.folder / "weights"
         try:
-            if ranks.first():
+            if ranks.is_first():
                 save_weights(model, weights, self.dtype)
-            ranks.wait()
+            ranks.barrier()
             request = {
                 "folder": str(weights),
                 "dtype": str(self.dtype).removeprefix("torch."),
@@ -78,17 +78,17 @@ class VLLM:
                 "seeds": [_seed_of(seed, ids) for ids in prompts],
             }
             result = self._answered(request) if prompts else []
-            ranks.wait()
+            ranks.barrier()
         finally:
-            if ranks.first():
+            if ranks.is_first():
                 shutil.rmtree(self.folder, ignore_errors=True)
         return [[_until(eos, ids) for ids in responses] for responses in result]
 
     def _answered(self, request: dict[str, Any]) -> list[list[list[int]]]:
-        requested, answer = (self.folder / f"{name}-{ranks.number()}.json" for name in ("request", "answer"))
+        requested, answer = (self.folder / f"{name}-{ranks.rank()}.json" for name in ("request", "answer"))
         requested.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, str(_WORKER), str(requested), str(answer)]
-        log = self.folder.parent / f"generation-{ranks.number()}.log"
+        log = self.folder.parent / f"generation-{ranks.rank()}.log"
         with log.open("w", encoding="utf-8") as message:
             # A group of its own, which ends as a whole: vllm has children that hold the GPU's memory.
             process = subprocess.Popen(command, env=_environment(), stdout=message, stderr=message, start_new_session=True)

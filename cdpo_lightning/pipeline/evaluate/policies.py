@@ -59,7 +59,7 @@ def evaluate_by_samples(setup: EvaluationSetup, candidates: list[Candidate], scr
         metrics |= compare(everyone, stream_seed(config.seed, Stream.BOOTSTRAP))
         rows = [row for who, measured in everyone.items() for row in sample_rows(who, measured)]
         done({"prompts": len(items), "responses": len(rows)})
-    if ranks.first():
+    if ranks.is_first():
         write_jsonl(bench.folder / "samples.jsonl", rows)
     return metrics | _refusals(setup, candidates, screen) | _truthfulness(setup, candidates, screen)
 
@@ -88,7 +88,7 @@ def _refusals(setup: EvaluationSetup, candidates: list[Candidate], screen: Scree
                     for s, (p, text) in zip(samples, texts, strict=True)
                 ]
         done({"prompts": len(items)})
-    if ranks.first():
+    if ranks.is_first():
         write_jsonl(setup.bench.folder / "refusals.jsonl", rows)
     return metrics
 
@@ -148,7 +148,7 @@ def _exact_metrics(prepared: Prepared, policies: dict[str, nn.Module]) -> Metric
     for policy, names in _candidates(prepared, policies):
         for who in names:
             metrics |= problem.evaluator(who, policy, trainer.inference_batch, trainer.precision)
-    if ranks.first():
+    if ranks.is_first():
         _write_frontier(prepared, problem)
     return metrics
 

@@ -42,7 +42,7 @@ class Checkpoints(Checkpoint):
             return
         if not isinstance(trainer.train_dataloader, ResumableLoader):  # PPO's batches are of samples that this epoch has drawn
             return
-        told = ranks.any_of(self._told)
+        told = ranks.any_rank(self._told)
         if told or (self._every and trainer.global_step % self._every == 0):
             self._history.write()
             self._save(trainer)
@@ -52,12 +52,12 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Weights, optimizer, schedule, loops, callbacks and the data module's state."""
         self._save(trainer)
-        if ranks.any_of(self._told):
+        if ranks.any_rank(self._told):
             raise KeyboardInterrupt
 
     def _save(self, trainer: L.Trainer) -> None:
-        if self._keep > 1 and ranks.first() and self._path.is_file():  # a folder makes room for itself
+        if self._keep > 1 and ranks.is_first() and self._path.is_file():  # a folder makes room for itself
             grow_older(self._path)
         trainer.save_checkpoint(self._path)
-        if ranks.first():
+        if ranks.is_first():
             prune(self._path, self._keep)

@@ -137,7 +137,7 @@ class DualUpdate(L.Callback):
         location = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
         self.history.log(**location, **row)
         shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
-        pl_module.log_dict(shown, sync_dist=ranks.count() > 1)
+        pl_module.log_dict(shown, sync_dist=ranks.world_size() > 1)
         self.say({**location, **row, "dual/c_limit": self.constraint.c_limit})
 
     def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:
@@ -186,7 +186,7 @@ class DualUpdate(L.Callback):
         return True
 
     def _save(self, weights: dict[str, Tensor]) -> None:
-        if ranks.first():
+        if ranks.is_first():
             with whole_file(self.folder / "best_feasible.safetensors") as temporary:
                 save_file(weights, temporary)
 

@@ -54,9 +54,9 @@ class Speed(L.Callback):
         if not self._seconds:
             return {}
         return {
-            "speed/pairs_per_second": sum(ranks.gathered(self._pairs)) / self._seconds,
-            "speed/tokens_per_second": sum(ranks.gathered(self._tokens)) / self._seconds,
-            "speed/peak_memory_gb": max(ranks.gathered(self._peak)) / 1e9,
+            "speed/pairs_per_second": sum(ranks.all_gather(self._pairs)) / self._seconds,
+            "speed/tokens_per_second": sum(ranks.all_gather(self._tokens)) / self._seconds,
+            "speed/peak_memory_gb": max(ranks.all_gather(self._peak)) / 1e9,
         }
 
 

@@ -36,7 +36,7 @@ def watched(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Iterat
         folder: the job's; `wandb_id` there names the run, so that a job that goes on goes on in the same one.
         facts: what else is known before training, such as the commit and the hash of the data.
     """
-    if config.logger.kind != "wandb" or not ranks.first():
+    if config.logger.kind != "wandb" or not ranks.is_first():
         yield None
         return
     run = _open(config, folder, facts)

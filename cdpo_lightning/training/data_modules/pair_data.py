@@ -138,7 +138,7 @@ class _Collate:
         self._table, self._target, self._temperature, self._anchor = table, target, temperature, anchor
 
     def __call__(self, batch_rows: Sequence[GroupRow]) -> PolicyBatch:
-        rows, weight = ranks.part(batch_rows, lambda row: len(row.pairs))
+        rows, weight = ranks.batch_share(batch_rows, lambda row: len(row.pairs))
         offset, members, local = 0, [], []
         for row in rows:
             members += row.members
@@ -163,7 +163,7 @@ class _Collate:
         table, weight = self._anchor
         prompts = sorted({row.number for row in rows})
         chosen = random.Random(rows[0].pairs[0]).sample(prompts, min(_ANCHOR_PROMPTS, len(prompts)))
-        chosen, share = ranks.part(chosen, lambda prompt: 1)
+        chosen, share = ranks.batch_share(chosen, lambda prompt: 1)
         members = [(table.prompt_N == p).nonzero()[:, 0].tolist() for p in chosen]
         texts = [(table.prompts[p], [table.responses[i] for i in own]) for p, own in zip(chosen, members, strict=True)]
         return pack(texts), weight[[i for own in members for i in own]], share

@@ -72,7 +72,7 @@ class PolicyModule(Learner):
                 "implicit_reward/chosen": chosen(reward),
                 "implicit_reward/rejected": rejected(reward),
             },
-            sync_dist=ranks.count() > 1,
+            sync_dist=ranks.world_size() > 1,
         )
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

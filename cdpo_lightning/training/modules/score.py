@@ -46,7 +46,7 @@ class ScoreModule(Learner, ABC):
     def training_step(self, batch: ScoreBatch, _: int) -> Tensor:
         """The loss of the batch."""
         loss = self.loss(self.model(batch.input_ids, batch.attention_mask), batch)
-        self.log("loss", loss, sync_dist=ranks.count() > 1)
+        self.log("loss", loss, sync_dist=ranks.world_size() > 1)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

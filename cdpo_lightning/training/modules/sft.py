@@ -38,7 +38,7 @@ class SFTModule(Learner):
     def training_step(self, batch: SFTBatch, _: int) -> Tensor:
         """Mean negative log-likelihood, nats per response token."""
         loss = -response_logp(self.model, batch.rows).sum() / len(batch.rows.target_N) * batch.weight
-        self.log("loss", loss, sync_dist=ranks.count() > 1)
+        self.log("loss", loss, sync_dist=ranks.world_size() > 1)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

@@ -30,18 +30,18 @@ class RunningRanks(ClusterEnvironment):
     @staticmethod
     def detect() -> bool:
         """Whether this process is one of several."""
-        return ranks.started()
+        return ranks.launched_as_rank()
 
     def world_size(self) -> int:
         """Ranks of the run."""
-        return ranks.count()
+        return ranks.world_size()
 
     def set_world_size(self, size: int) -> None:
         """Nothing to set."""
 
     def global_rank(self) -> int:
         """This rank."""
-        return ranks.number()
+        return ranks.rank()
 
     def set_global_rank(self, rank: int) -> None:
         """Nothing to set."""

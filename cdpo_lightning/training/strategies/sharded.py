@@ -38,10 +38,10 @@ def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
         values = {name: safe_get_full_fp32_param(parameter)}
         if _steps(engine):
             values |= {f"{name}/{key}": safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
-        if number % ranks.count() == ranks.number():
+        if number % ranks.world_size() == ranks.rank():
             own |= {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in values.items()}
-    save_file(own, folder / f"shard-{ranks.number()}.safetensors")
-    if ranks.first():
+    save_file(own, folder / f"shard-{ranks.rank()}.safetensors")
+    if ranks.is_first():
         progress = {"optimizer_step": _steps(engine), "lr": [group["lr"] for group in engine.optimizer.param_groups]}
         torch.save({**state, **progress}, folder / _STATE)
 
@@ -80,8 +80,8 @@ def _set(parameter: Any, value: Tensor, moment: str | None) -> None:
             utils.safe_set_full_optimizer_state(parameter, value, moment)
         return
     size = parameter.ds_tensor.ds_numel  # the last ranks' parts are padded: DeepSpeed's own setter of whole values fails there
-    padded = torch.nn.functional.pad(value.flatten(), (0, size * ranks.count() - value.numel()))
-    own = padded.narrow(0, size * ranks.number(), size)
+    padded = torch.nn.functional.pad(value.flatten(), (0, size * ranks.world_size() - value.numel()))
+    own = padded.narrow(0, size * ranks.rank(), size)
     if moment is None:
         utils.safe_set_local_fp32_param(parameter, own)
         parameter.ds_tensor.data.copy_(own)
