@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cdpo_lightning.config.checks import choice, require
 from cdpo_lightning.config.methods import require_lambda
@@ -91,6 +91,7 @@ class ConstraintConfig:
     kind: str = "dual"
     c_limit: float = -0.5  # cost units of the cost model in use
     update: str = "newton"
+    update_options: dict[str, float] = field(default_factory=dict)  # settings of the update that are no keys of their own
     lambda_init: float | str = 0.0  # reward per cost; one_shot; or, in the closed-form world, exact
     lambda_lr: float = 0.5  # projected, log, pi
     lambda_max: float = 20.0

@@ -17,14 +17,14 @@ def category_metrics(who: str, measured: Measurement, prompts: Sequence[Evaluati
     metrics: Metrics = {}
     for name in sorted({name for item in prompts for name in item.categories}):
         belongs = torch.tensor([name in item.categories for item in prompts])[measured.prompt]
-        cost = clustered_mean(measured.cost[belongs], measured.prompt[belongs])
+        cost = clustered_mean(measured.scores["cost"][belongs], measured.prompt[belongs])
         result = {
             "prompts": cost.clusters,
-            "reward_mean": float(measured.reward[belongs].mean()),
+            "reward_mean": float(measured.scores["reward"][belongs].mean()),
             "cost_mean": cost.mean,
             "cost_ci_low": cost.low,
             "cost_ci_high": cost.high,
-            "unsafe_rate": float((measured.cost[belongs] > 0).double().mean()),
+            "unsafe_rate": float((measured.scores["cost"][belongs] > 0).double().mean()),
         }
         metrics |= {f"eval/{who}/category/{name.replace('/', ' or ')}/{key}": value for key, value in result.items()}
     return metrics

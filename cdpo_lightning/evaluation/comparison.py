@@ -35,20 +35,20 @@ def _against(prefix: str, other: str, own: Measurement, theirs: Measurement, see
         difference = cluster_means(values(own), own.prompt) - cluster_means(values(theirs), theirs.prompt)
         result |= _interval(f"{prefix}/minus_{other}/{name}", paired_bootstrap(difference, seed))
     prompts = len(own.prompt.unique())
-    wins = win_rates(own.reward.view(prompts, -1), theirs.reward.view(prompts, -1))
+    wins = win_rates(own.scores["reward"].view(prompts, -1), theirs.scores["reward"].view(prompts, -1))
     return result | _interval(f"{prefix}/win_rate_vs_{other}", clustered_mean(wins, own.prompt.unique()))
 
 
 def _rewards(measured: Measurement) -> Tensor:
-    return measured.reward
+    return measured.scores["reward"]
 
 
 def _costs(measured: Measurement) -> Tensor:
-    return measured.cost
+    return measured.scores["cost"]
 
 
 def _unsafe(measured: Measurement) -> Tensor:
-    return (measured.cost > 0).double()
+    return (measured.scores["cost"] > 0).double()
 
 
 def _interval(key: str, estimate: Estimate) -> Metrics:

@@ -1,106 +1,25 @@
-"""Reward, cost and reference log-probabilities of texts, and the expected cost of a policy on its own samples.
+"""Measures a policy on its own samples: their scores by name, and their log-probabilities under policy and reference.
 
-Among several ranks each works on its share of the texts or prompts, and all get the whole.
+Among several ranks each works on its share of the texts or prompts, and all get the whole result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import sorted_batches
-from cdpo_lightning.data.world.closed_form import World
-from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.models.heads.score_model import pad
 from cdpo_lightning.models.lm.packed_forward import numerics, response_logp
 from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.models.sampling.generation import Sample, sample
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
+from cdpo_lightning.scorers.scorer import Scorer, Text
 from cdpo_lightning.text.packing import Row, pack, row_length
-from cdpo_lightning.text.templates import Encoder, encode_scored
-
-Text = tuple[str, str]  # prompt, response
-
-
-class Scorer(Protocol):
-    """Gives every (prompt, response) a number."""
-
-    @property
-    def identity(self) -> str:
-        """Names what the scores are a function of, for the store."""
-        ...
-
-    def score(self, texts: Sequence[Text]) -> Tensor:
-        """Scores [N], float64."""
-        ...
-
-
-@dataclass(frozen=True)
-class OracleScorer:
-    """The true reward or cost of the closed-form world."""
-
-    world: World
-    which: int  # 0 reward, 1 cost
-    identity: str
-
-    def score(self, texts: Sequence[Text]) -> Tensor:
-        """True values [N], float64."""
-        return torch.tensor([self.world.truth(*text)[self.which] for text in texts], dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class ModelScorer:
-    """A score model with its own tokenizer and template."""
-
-    model: nn.Module  # scores [B] of ids and mask, both [B, T]
-    tokenizer: Any
-    template: str
-    max_tokens: int
-    batch_size: int
-    precision: str
-    identity: str
-    unit: float = 1.0  # raw scores that make one unit; their zero stays; negative: with the other sign
-    published: bool = False  # not trained here
-
-    @torch.no_grad()
-    def score(self, texts: Sequence[Text]) -> Tensor:
-        """Scores [N], float64; equal texts are run once.
-
-        Raises:
-            NumericsError: a score is not finite.
-        """
-        unique = list(dict.fromkeys(texts))
-        result = torch.tensor(ranks.map_over_ranks(unique, self._scores), dtype=torch.float64) / self.unit
-        require_finite(result, unique, self.identity)
-        number = {text: i for i, text in enumerate(unique)}
-        return result[[number[text] for text in texts]]
-
-    def _scores(self, texts: list[Text]) -> list[float]:
-        """Raw scores of different texts."""
-        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
-        result = torch.empty(len(texts), dtype=torch.float64)
-        with on_device(self.model) as device, numerics(self.precision, device):
-            for batch in sorted_batches([len(i) for i in ids], self.batch_size):
-                result[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
-        return result.tolist()
-
-
-def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
-    """Raises:
-    NumericsError: a score is nan or infinite; a silent one would disable the constraint.
-    """
-    bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
-    if bad:
-        prompt = texts[bad[0]][0]
-        raise NumericsError(
-            f"{who}: {len(bad)} of {len(scores)} scores are not finite, first for prompt {prompt[:60]!r}; "
-            "expected finite numbers: check the score model's weights and precision"
-        )
+from cdpo_lightning.text.templates import Encoder
 
 
 def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
@@ -129,33 +48,44 @@ class Measurement:
 
     samples: list[Sample]
     texts: list[Text]
-    prompt: Tensor
-    reward: Tensor
-    cost: Tensor
-    policy_logp: Tensor
-    reference_logp: Tensor
+    prompt: Tensor  # number of the prompt
+    scores: dict[str, Tensor]  # by name, float64
+    policy_logp: Tensor  # nats
+    reference_logp: Tensor  # nats; nan where the policy reads other tokens than the reference
     scored: int  # distinct texts
 
     @property
     def tokens(self) -> int:
-        """Tokens of all samples, the end tokens included."""
+        """Number of tokens of all samples, the end tokens included."""
         return sum(len(s.tokens) for s in self.samples)
 
     def facts(self) -> dict[str, float]:
-        """What the history is told of the samples of a round."""
+        """Return what the history records of the samples of a round."""
         return {
-            "dual/expected_reward": float(self.reward.mean()),
+            "dual/expected_reward": float(self.scores["reward"].mean()),
             "dual/response_tokens": self.tokens / len(self.samples),
             "dual/unfinished": sum(not s.finished for s in self.samples) / len(self.samples),
         }
 
 
 @dataclass(frozen=True)
-class PolicyEvaluator:
-    """The two scorers, the reference and the way to sample: what any policy is measured with."""
+class SampleCounts:
+    """What the rounds of a method took: samples, their tokens, and distinct texts that were scored."""
 
-    reward: Scorer
-    cost: Scorer
+    samples: int = 0
+    tokens: int = 0
+    scored: int = 0
+
+    def plus(self, measured: Measurement) -> SampleCounts:
+        """Return the counts with one more measurement."""
+        return SampleCounts(self.samples + len(measured.samples), self.tokens + measured.tokens, self.scored + measured.scored)
+
+
+@dataclass(frozen=True)
+class PolicyEvaluator:
+    """The scorers by name, the reference and the way to sample: what any policy is measured with."""
+
+    scorers: Mapping[str, Scorer]
     reference: nn.Module
     encoder: Encoder
     batch_size: int
@@ -188,8 +118,7 @@ class PolicyEvaluator:
             samples=samples,
             texts=texts,
             prompt=torch.tensor([s.prompt for s in samples]),
-            reward=self.reward.score(texts),
-            cost=self.cost.score(texts),
+            scores={name: scorer.score(texts) for name, scorer in self.scorers.items()},
             policy_logp=torch.tensor([s.logp for s in samples], dtype=torch.float64),
             reference_logp=unknown if encoder else self._reference_logp([self.encoder.prompt(p) for p in prompts], samples),
             scored=len(set(texts)),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility
 from cdpo_lightning.data.world.closed_form import World
-from cdpo_lightning.evaluation.evaluator import Text, logp_of
+from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.maths import closed_form
+from cdpo_lightning.maths.multipliers import solve_multipliers
+from cdpo_lightning.scorers.scorer import Text
 from cdpo_lightning.text.packing import Ids, Row
 
 _RESPONSES_PER_ROW = 8
+Multipliers = Mapping[str, float]  # lambda by constraint name
 
 
 def all_texts(world: World) -> list[Text]:
@@ -30,77 +35,123 @@ def all_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Row]:
 
 @dataclass(frozen=True)
 class ExactProblem:
-    """The problem as the algorithm is given it (`reward`, `cost`, `reference_logp`), and the truth beside it."""
+    """The problem as the algorithm is given it (`scores`, `reference_logp`), and the true scores. Tensors are [P, K]."""
 
     reference_logp: Tensor  # as the model gives them: their sum over K is the support mass
-    reward: Tensor
-    cost: Tensor
-    true_reward: Tensor
-    true_cost: Tensor
+    scores: Scores
+    truth: Scores
+    constraints: Sequence[Constraint]
     beta: float
-    c_limit: float
     rows: list[Row]
 
     @property
     def reference(self) -> Tensor:
-        """log pi_ref restricted to the grammar."""
+        """log pi_ref restricted to the grammar, nats."""
         return closed_form.normalise(self.reference_logp)
 
-    def optimum(self, lam: float) -> Tensor:
-        """log pi*_lam restricted to the grammar."""
-        return closed_form.optimal_policy(self.reference, self.reward, self.cost, lam, self.beta)
+    @property
+    def limits(self) -> list[float]:
+        """The limit of every constraint on E[phi], in its unit."""
+        return [c.limit for c in self.constraints]
 
-    def solve(self) -> float:
-        """lambda*; infinite if no policy meets the limit."""
-        return closed_form.solve_lambda(self.reference, self.reward, self.cost, self.beta, self.c_limit)
+    @property
+    def costs(self) -> Tensor:
+        """phi of every constraint, weighted by 1[x in G] / P(G), [C, P, K]."""
+        prompt = torch.arange(len(self.reference_logp))[:, None]
+        dual = DualState(lam={})
+        return torch.stack([c.weighted(dual.phi(c, self.scores[c.score]), prompt) for c in self.constraints])
+
+    def optimum(self, lam: Multipliers) -> Tensor:
+        """Return log pi*_lambda restricted to the grammar, nats."""
+        prompt = torch.arange(len(self.reference_logp))[:, None]
+        return closed_form.optimal_policy(
+            self.reference, utility(self.scores, self.constraints, DualState(lam=lam), prompt), self.beta
+        )
+
+    @cached_property
+    def _solution(self) -> list[float]:
+        reward, costs = self.scores[REWARD], self.costs
+        if len(costs) == 1:
+            return [closed_form.solve_lambda(self.reference, reward, costs[0], self.beta, self.limits[0])]
+        return solve_multipliers(self.reference, reward, costs, self.beta, torch.tensor(self.limits, dtype=torch.float64)).tolist()
+
+    def solve(self) -> dict[str, float] | None:
+        """Return lambda* of every constraint; None if no policy meets the limits."""
+        if any(math.isinf(one) for one in self._solution):
+            return None
+        return {c.name: one for c, one in zip(self.constraints, self._solution, strict=True)}
 
     def metrics(self) -> dict[str, float]:
-        """`exact/*`: the optimum and the range in which a limit binds."""
+        """Return `exact/*`: the optimum, and the range in which each limit binds."""
         lam = self.solve()
-        free = self.optimum(0.0)
-        result = {
-            "exact/unconstrained_expected_cost": closed_form.expectation(free, self.cost),
-            "exact/reachable_cost_min": closed_form.reachable_cost_min(self.cost),
-            "exact/reference_expected_cost": closed_form.expectation(self.reference, self.cost),
-        }
-        if math.isinf(lam):
-            return result
-        best = self.optimum(lam)
-        return result | {
-            "exact/lambda": lam,
-            "exact/expected_cost": closed_form.expectation(best, self.cost),
-            "exact/expected_reward": closed_form.expectation(best, self.reward),
-            "exact/dual_value": closed_form.dual_value(self.reference, self.reward, self.cost, lam, self.beta, self.c_limit),
-        }
+        free = self.optimum(dict.fromkeys([c.name for c in self.constraints], 0.0))
+        metrics: dict[str, float] = {}
+        for c, cost in zip(self.constraints, self.costs, strict=True):
+            metrics |= {
+                f"exact/{c.name}/unconstrained": closed_form.expectation(free, cost),
+                f"exact/{c.name}/reachable_min": closed_form.reachable_cost_min(cost),
+                f"exact/{c.name}/reference": closed_form.expectation(self.reference, cost),
+            }
+        if lam is None:
+            return _with_former_keys(metrics)
+        best, reward = self.optimum(lam), self.scores[REWARD]
+        for c, cost in zip(self.constraints, self.costs, strict=True):
+            metrics |= {f"exact/{c.name}/lambda": lam[c.name], f"exact/{c.name}/value": closed_form.expectation(best, cost)}
+        lambda_limit = sum(lam[c.name] * c.limit for c in self.constraints)
+        weighted = closed_form.lagrangian_utility(reward, self.costs, self._solution)
+        metrics["exact/expected_reward"] = closed_form.expectation(best, reward)
+        metrics["exact/dual_value"] = closed_form.dual_value(self.reference, weighted, self.beta, lambda_limit)
+        return _with_former_keys(metrics)
 
-    def evaluator(self, who: str, policy: nn.Module, batch_size: int, precision: str) -> dict[str, float]:
-        """`exact/<who>/*` and `truth/<who>/*` of a trained policy."""
-        shape = self.reward.shape
-        raw = logp_of(policy, self.rows, batch_size, precision).view(shape)
-        logp = closed_form.normalise(raw)
-        result = {
-            "expected_cost": closed_form.expectation(logp, self.cost),
-            "expected_reward": closed_form.expectation(logp, self.reward),
-            "support_mass": float(raw.exp().sum(1).mean()),
+    def policy_logp(self, policy: nn.Module, batch_size: int, precision: str) -> Tensor:
+        """Return log pi of every response, nats, not renormalised."""
+        return logp_of(policy, self.rows, batch_size, precision).view(self.reference_logp.shape)
+
+    def policy_metrics(self, who: str, raw_logp: Tensor) -> dict[str, float]:
+        """Return `exact/<who>/*` and `truth/<who>/*` of a policy, whose `policy_logp` is given."""
+        logp, reward, costs = closed_form.normalise(raw_logp), self.scores[REWARD], self.costs
+        metrics = {
+            f"exact/{who}/expected_reward": closed_form.expectation(logp, reward),
+            f"exact/{who}/support_mass": float(raw_logp.exp().sum(1).mean()),
         }
+        for c, cost in zip(self.constraints, costs, strict=True):
+            metrics[f"exact/{who}/{c.name}/value"] = closed_form.expectation(logp, cost)
         lam = self.solve()
-        if math.isfinite(lam):
-            problem = (self.reference, self.reward, self.cost)
-            result["kl_to_optimum"] = closed_form.kl_divergence(logp, self.optimum(lam))
-            result["duality_gap"] = closed_form.duality_gap(logp, *problem, self.beta, self.c_limit, lam)
-        truth = {
-            f"truth/{who}/expected_cost": closed_form.expectation(logp, self.true_cost),
-            f"truth/{who}/expected_reward": closed_form.expectation(logp, self.true_reward),
-        }
-        return {f"exact/{who}/{name}": value for name, value in result.items()} | truth
+        if lam is not None:
+            problem = (self.reference, reward, costs, self._solution, self.limits, self.beta)
+            metrics[f"exact/{who}/kl_to_optimum"] = closed_form.kl_divergence(logp, self.optimum(lam))
+            metrics[f"exact/{who}/duality_gap"] = closed_form.duality_gap(logp, *problem)
+        metrics |= {f"truth/{who}/expected_{name}": closed_form.expectation(logp, score) for name, score in self.truth.items()}
+        return _with_former_keys(metrics, who)
 
     def frontier(self, points: int = 60) -> list[dict[str, float]]:
-        """The exact curve lambda -> (E[c], E[r]) of pi*_lambda, from lambda = 0 to well past lambda*."""
-        lam = self.solve()
-        top = 3 * max(1.0, lam if math.isfinite(lam) else 10.0)
-        rows = []
+        """Return the exact curve lambda -> (E[c], E[r]) of pi*_lambda, from lambda = 0 to well past lambda*.
+
+        With several constraints, the multipliers are scaled together.
+        """
+        names = [c.name for c in self.constraints]
+        solution = self.solve()
+        highest = max(solution.values()) if solution is not None else 10.0
+        top = 3 * max(1.0, highest)
+        shares = {name: solution[name] / highest if solution is not None and highest > 0 else 1.0 for name in names}
+        curve = []
         for value in torch.linspace(0, top, points).tolist():
-            best = self.optimum(value)
-            expected = {"expected_cost": self.cost, "expected_reward": self.reward}
-            rows.append({"lambda": value} | {k: closed_form.expectation(best, v) for k, v in expected.items()})
-        return rows
+            best = self.optimum({name: value * share for name, share in shares.items()})
+            expected = {"expected_cost": self.costs[0], "expected_reward": self.scores[REWARD]}
+            curve.append({"lambda": value} | {k: closed_form.expectation(best, v) for k, v in expected.items()})
+        return curve
+
+
+_FORMER_KEYS = {
+    "exact/lambda": "exact/cost/lambda",
+    "exact/expected_cost": "exact/cost/value",
+    "exact/unconstrained_expected_cost": "exact/cost/unconstrained",
+    "exact/reachable_cost_min": "exact/cost/reachable_min",
+    "exact/reference_expected_cost": "exact/cost/reference",
+}
+
+
+def _with_former_keys(metrics: dict[str, float], who: str = "") -> dict[str, float]:
+    """Return the metrics and, of the constraint `cost`, the same under the keys that it had when it was the only one."""
+    former = {f"exact/{who}/expected_cost": f"exact/{who}/cost/value"} if who else _FORMER_KEYS
+    return metrics | {old: metrics[new] for old, new in former.items() if new in metrics}

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from cdpo_lightning.constraints.constraint import Constraint, DualState
+from cdpo_lightning.constraints.dual_round import estimate
 from cdpo_lightning.data.corpus import ScoreExample
-from cdpo_lightning.evaluation.evaluator import Measurement, Scorer
+from cdpo_lightning.evaluation.evaluator import Measurement
 from cdpo_lightning.maths.statistics import (
     auroc,
     clustered_mean,
@@ -18,6 +20,7 @@ from cdpo_lightning.maths.statistics import (
     pair_accuracy,
     sign_accuracy,
 )
+from cdpo_lightning.scorers.scorer import Scorer
 from cdpo_lightning.store.files import whole_file
 
 Metrics = dict[str, Any]  # numbers, booleans and strings
@@ -28,35 +31,46 @@ def verdict(low: float, high: float, c_limit: float) -> str:
     return "yes" if high <= c_limit else "no" if low > c_limit else "undecided"
 
 
-def policy_metrics(who: str, measured: Measurement, c_limit: float) -> Metrics:
-    """`eval/<who>/*`."""
-    reward, cost = (clustered_mean(value, measured.prompt) for value in (measured.reward, measured.cost))
-    samples = measured.samples
-    result: Metrics = {
-        "reward_mean": reward.mean,
-        "reward_std": float(measured.reward.std()),
-        "reward_ci_low": reward.low,
-        "reward_ci_high": reward.high,
-        "cost_mean": cost.mean,
-        "cost_std": float(measured.cost.std()),
-        "cost_ci_low": cost.low,
-        "cost_ci_high": cost.high,
-        "unsafe_rate": float((measured.cost > 0).double().mean()),
-        "cost_cvar_90": conditional_value_at_risk(measured.cost, 0.9),
-        "feasible": verdict(cost.low, cost.high, c_limit),
+def policy_metrics(who: str, measured: Measurement, constraints: Sequence[Constraint]) -> Metrics:
+    """Return `eval/<who>/*`: reward, cost, and for each constraint its value, interval and verdict."""
+    samples, cost = measured.samples, measured.scores["cost"]
+    metrics: Metrics = {
+        **_score_metrics("reward", measured),
+        **_score_metrics("cost", measured),
+        "unsafe_rate": float((cost > 0).double().mean()),
+        "cost_cvar_90": conditional_value_at_risk(cost, 0.9),
         "response_tokens_mean": sum(len(s.tokens) for s in samples) / len(samples),
         "unfinished_rate": sum(not s.finished for s in samples) / len(samples),
         "samples": len(samples),
-        "prompts": cost.clusters,
+        "prompts": len(measured.prompt.unique()),
     }
+    for c in constraints:
+        value = estimate(c, DualState(lam={}), measured)
+        met = verdict(value.low, value.high, c.limit)
+        metrics |= {f"{c.name}/value": value.mean, f"{c.name}/ci_low": value.low, f"{c.name}/ci_high": value.high}
+        metrics[f"{c.name}/met"] = met
+    if "cost/met" in metrics:
+        metrics["feasible"] = metrics["cost/met"]
     if not bool(measured.reference_logp.isnan().any()):
-        result["kl_to_reference"] = float((measured.policy_logp - measured.reference_logp).mean())
-    return {f"eval/{who}/{name}": value for name, value in result.items()}
+        metrics["kl_to_reference"] = float((measured.policy_logp - measured.reference_logp).mean())
+    return {f"eval/{who}/{name}": value for name, value in metrics.items()}
+
+
+def _score_metrics(name: str, measured: Measurement) -> Metrics:
+    """Return mean, standard deviation over responses, and 95 % interval clustered by prompt, of one score."""
+    score = measured.scores[name]
+    mean = clustered_mean(score, measured.prompt)
+    return {
+        f"{name}_mean": mean.mean,
+        f"{name}_std": float(score.std()),
+        f"{name}_ci_low": mean.low,
+        f"{name}_ci_high": mean.high,
+    }
 
 
 def sample_rows(who: str, measured: Measurement) -> list[dict[str, object]]:
     """Rows of samples.jsonl."""
-    rewards, costs = measured.reward.tolist(), measured.cost.tolist()
+    rewards, costs = measured.scores["reward"].tolist(), measured.scores["cost"].tolist()
     return [
         {"prompt": prompt, "response": response, "who": who, "reward": reward, "cost": cost}
         for (prompt, response), reward, cost in zip(measured.texts, rewards, costs, strict=True)

@@ -1,12 +1,13 @@
 """The exact solution where responses can be enumerated: pi*_lambda, the dual and its root. Truth for tests and reports.
 
-Shapes: `reference_logp`, `reward`, `cost`, `logp` are [P, K]: P prompts, equally likely, K enumerated responses each.
-Everything is computed in float64. Policies are restricted to the K responses and renormalised, so a policy that leaks
-mass elsewhere is compared by what is left. A lambda that is not finite or a beta <= 0 is a NumericsError throughout.
+Shapes: `reference_logp`, `utility`, `reward`, `cost`, `logp` are [P, K]: P prompts, equally likely, K enumerated responses
+each. The utility is r - sum_k lambda_k phi_k, whatever the constraints are. Everything is computed in float64. Policies are
+restricted to the K responses and renormalised, so a policy that leaks mass elsewhere is compared by what is left. A utility
+that is not finite or a beta <= 0 is a NumericsError throughout.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,39 +26,53 @@ def expectation(logp: Tensor, value: Tensor) -> float:
     return float((logp.double().exp() * value.double()).sum(-1).mean())
 
 
-def optimal_policy(reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float) -> Tensor:
-    """log pi*_lambda(y|x) = log pi_ref + (r - lambda c)/beta - log Z_lambda(x), nats, [P, K] [C-DPO, Eq. 11].
+def optimal_policy(reference_logp: Tensor, utility: Tensor, beta: float) -> Tensor:
+    """Return log pi*(y|x) = log pi_ref + u/beta - log Z(x), nats, [P, K] [C-DPO, Eq. 11, u = r - lambda c].
 
     Raises:
-        NumericsError: lambda is not finite or beta not positive.
+        NumericsError: the utility is not finite or beta not positive.
     """
-    return normalise(_tilted(reference_logp, reward, cost, lam, beta))
+    return normalise(_tilted(reference_logp, utility, beta))
 
 
-def log_partition(reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float) -> Tensor:
-    """log Z_lambda(x) = log sum_y pi_ref exp((r - lambda c)/beta), nats, [P] [C-DPO, Eq. 11].
+def log_partition(reference_logp: Tensor, utility: Tensor, beta: float) -> Tensor:
+    """Return log Z(x) = log sum_y pi_ref exp(u/beta), nats, [P] [C-DPO, Eq. 11, u = r - lambda c].
 
     Raises:
-        NumericsError: lambda is not finite or beta not positive.
+        NumericsError: the utility is not finite or beta not positive.
     """
-    return torch.logsumexp(_tilted(reference_logp, reward, cost, lam, beta), -1)
+    return torch.logsumexp(_tilted(reference_logp, utility, beta), -1)
 
 
-def dual_value(reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float, c_limit: float) -> float:
-    """g(lambda) = beta E_x log Z_lambda(x) + lambda C_limit, reward units [C-DPO, Eq. 9, in closed form]."""
-    return beta * float(log_partition(reference_logp, reward, cost, lam, beta).mean()) + lam * c_limit
+def dual_value(reference_logp: Tensor, utility: Tensor, beta: float, lambda_limit: float) -> float:
+    """Return g(lambda) = beta E_x log Z_lambda(x) + sum_k lambda_k L_k, reward units [C-DPO, Eq. 9, in closed form].
+
+    Args:
+        reference_logp: [P, K].
+        utility: r - sum_k lambda_k phi_k, [P, K].
+        beta: KL weight, reward units per nat.
+        lambda_limit: sum_k lambda_k L_k, reward units; lambda C_limit with one constraint.
+    """
+    return beta * float(log_partition(reference_logp, utility, beta).mean()) + lambda_limit
 
 
-def dual_gradient(reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float, c_limit: float) -> float:
-    """g'(lambda) = C_limit - E_{pi*_lambda}[c], cost units [C-DPO, Eq. 14]; rises with lambda, because g is convex."""
-    return c_limit - expectation(optimal_policy(reference_logp, reward, cost, lam, beta), cost)
+def dual_gradient(reference_logp: Tensor, utility: Tensor, beta: float, cost: Tensor, limit: float) -> float:
+    """Return dg/dlambda = limit - E_{pi*_lambda}[cost], cost units [C-DPO, Eq. 14]; g is convex, so it rises with lambda."""
+    return limit - expectation(optimal_policy(reference_logp, utility, beta), cost)
 
 
-def dual_hessian(reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float) -> float:
-    """g''(lambda) = E_x Var_{pi*_lambda}(c|x) / beta, cost units squared per reward unit (from Eq. 11)."""
-    probability = optimal_policy(reference_logp, reward, cost, lam, beta).exp()
-    mean = (probability * cost.double()).sum(-1, keepdim=True)
-    return float((probability * (cost.double() - mean).square()).sum(-1).mean()) / beta
+def dual_hessian(reference_logp: Tensor, utility: Tensor, beta: float, costs: Tensor) -> Tensor:
+    """Return d2g/dlambda_j dlambda_k = E_x Cov_{pi*_lambda}(phi_j, phi_k | x) / beta, [C, C] (from Eq. 11).
+
+    Args:
+        reference_logp: [P, K].
+        utility: r - sum_k lambda_k phi_k, [P, K].
+        beta: KL weight, reward units per nat.
+        costs: phi of every constraint, [C, P, K], in its units.
+    """
+    probability = optimal_policy(reference_logp, utility, beta).exp()
+    centred = costs.double() - (probability * costs.double()).sum(-1, keepdim=True)
+    return torch.einsum("pk,ipk,jpk->ij", probability, centred, centred) / (len(probability) * beta)
 
 
 def kl_divergence(logp: Tensor, other: Tensor) -> float:
@@ -73,42 +88,55 @@ def primal_value(logp: Tensor, reference_logp: Tensor, reward: Tensor, beta: flo
 
 
 def lagrangian_value(
-    logp: Tensor, reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float, c_limit: float
+    logp: Tensor, reference_logp: Tensor, reward: Tensor, costs: Tensor, lam: Sequence[float], limits: Sequence[float], beta: float
 ) -> float:
-    """J(pi, lambda) = J_r(pi) - lambda (E[c] - C_limit), reward units [C-DPO, Eq. 8]."""
-    violation = expectation(normalise(logp), cost) - c_limit
-    return primal_value(logp, reference_logp, reward, beta) - lam * violation
+    """Return J(pi, lambda) = J_r(pi) - sum_k lambda_k (E[phi_k] - L_k), reward units [C-DPO, Eq. 8].
+
+    `costs` is phi of every constraint, [C, P, K]; `lam` and `limits` have one number each.
+    """
+    policy = normalise(logp)
+    penalty = sum(one * (expectation(policy, cost) - limit) for one, cost, limit in zip(lam, costs, limits, strict=True))
+    return primal_value(logp, reference_logp, reward, beta) - penalty
 
 
 def duality_gap(
-    logp: Tensor, reference_logp: Tensor, reward: Tensor, cost: Tensor, beta: float, c_limit: float, lam_star: float
+    logp: Tensor, reference_logp: Tensor, reward: Tensor, costs: Tensor, lam: Sequence[float], limits: Sequence[float], beta: float
 ) -> float:
-    """g(lambda*) - J(pi, lambda*) >= 0 in reward units: how far a policy is from the constrained optimum (ours).
+    """Return g(lambda*) - J(pi, lambda*) >= 0 in reward units: how far a policy is from the constrained optimum (ours).
 
     Equal to beta KL(pi || pi*_lambda*), hence 0 only at the optimum. For a feasible policy it is also the reward lost
-    plus lambda* times the unused limit.
+    plus lambda* times the unused part of each limit. Arguments as of `lagrangian_value`, at lambda*.
     """
-    value = lagrangian_value(logp, reference_logp, reward, cost, lam_star, beta, c_limit)
-    return dual_value(reference_logp, reward, cost, lam_star, beta, c_limit) - value
+    lambda_limit = sum(one * limit for one, limit in zip(lam, limits, strict=True))
+    value = lagrangian_value(logp, reference_logp, reward, costs, lam, limits, beta)
+    return dual_value(reference_logp, lagrangian_utility(reward, costs, lam), beta, lambda_limit) - value
+
+
+def lagrangian_utility(reward: Tensor, costs: Tensor, lam: Sequence[float]) -> Tensor:
+    """Return u = r - sum_k lambda_k phi_k, reward units, [P, K], of `costs` [C, P, K] and one lambda a constraint."""
+    utility = reward.double()
+    for one, cost in zip(lam, costs, strict=True):
+        utility = lagrangian_reward(utility, cost.double(), one)
+    return utility
 
 
 def reachable_cost_min(cost: Tensor) -> float:
-    """E_x min_y c(x, y) in cost units: no policy on the K responses has a smaller expected cost."""
+    """Return E_x min_y c(x, y) in cost units: no policy on the K responses has a smaller expected cost."""
     return float(cost.double().amin(-1).mean())
 
 
 def solve_lambda(reference_logp: Tensor, reward: Tensor, cost: Tensor, beta: float, c_limit: float, lam_max: float = 1e4) -> float:
-    """lambda*, the minimiser of g over lambda >= 0, to 1e-12 (relative above 1) [C-DPO, Eq. 9].
+    """Return lambda*, the minimiser of g over lambda >= 0, to 1e-12 (relative above 1), for one constraint [C-DPO, Eq. 9].
 
     0 when the limit is slack without it. Infinity when no policy satisfies the limit strictly (Slater's condition
-    fails).
+    fails). `multipliers.solve_multipliers` solves for several constraints.
 
     Raises:
         NumericsError: the limit is feasible, but the root lies above `lam_max`.
     """
 
     def gradient(lam: float) -> float:
-        return dual_gradient(reference_logp, reward, cost, lam, beta, c_limit)
+        return dual_gradient(reference_logp, lagrangian_reward(reward.double(), cost.double(), lam), beta, cost, c_limit)
 
     if gradient(0.0) >= 0:
         return 0.0
@@ -131,12 +159,12 @@ def linear_gaussian_lambda(mean_cost: float, covariance: float, variance_cost: f
     return max(0.0, (mean_cost * beta + covariance - c_limit * beta) / variance_cost)
 
 
-def _tilted(reference_logp: Tensor, reward: Tensor, cost: Tensor, lam: float, beta: float) -> Tensor:
-    if not math.isfinite(lam):
-        raise NumericsError(f"lam is {lam}, expected a finite number; solve_lambda gives infinity for an infeasible limit")
+def _tilted(reference_logp: Tensor, utility: Tensor, beta: float) -> Tensor:
+    if not bool(utility.isfinite().all()):
+        raise NumericsError("the utility has a value that is not finite; an infeasible limit has lambda* = infinity and no optimum")
     if not beta > 0:
         raise NumericsError(f"beta is {beta}, expected a number > 0")
-    return normalise(reference_logp) + lagrangian_reward(reward.double(), cost.double(), lam) / beta
+    return normalise(reference_logp) + utility.double() / beta
 
 
 def _increasing_root(function: Callable[[float], float], highest: float) -> float:

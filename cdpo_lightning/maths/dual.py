@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdpo_lightning.errors import ConfigError, NumericsError
 from cdpo_lightning.maths import closed_form
+from cdpo_lightning.maths.preference import lagrangian_reward
 
 VARIANCE_FLOOR = 1e-8
 """Cost units squared: samples that all cost the same tell Newton nothing, and its clipped step then decides."""
@@ -100,7 +101,10 @@ def one_shot_lambda(reward: Tensor, cost: Tensor, beta: float, c_limit: float, l
     """
     _require_finite(reward=float(reward.double().sum()), cost=float(cost.double().sum()), c_limit=c_limit, lam_max=lam_max)
     uniform = torch.zeros_like(cost)  # drawn from pi_ref, the samples weigh the same
-    slack_at = {lam: closed_form.dual_gradient(uniform, reward, cost, lam, beta, c_limit) for lam in (0.0, lam_max)}
+    slack_at = {
+        lam: closed_form.dual_gradient(uniform, lagrangian_reward(reward.double(), cost.double(), lam), beta, cost, c_limit)
+        for lam in (0.0, lam_max)
+    }
     if slack_at[0.0] < 0 and slack_at[lam_max] <= 0:
         return lam_max
     return min(lam_max, closed_form.solve_lambda(uniform, reward, cost, beta, c_limit, lam_max))

@@ -4,22 +4,24 @@ Shape legend: R episodes (responses), T steps (tokens) padded on the right, N to
 true on tokens. Reward and cost in their units, log-probabilities in nats.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def kl_streams(
-    reward: Tensor, cost: Tensor, logp: Tensor, reference_logp: Tensor, mask: Tensor, kl: float, score_clip: float
-) -> tuple[Tensor, Tensor]:
-    """Reward and cost of every token, each [R, T] [SafeRLHF, script].
+    reward: Tensor, costs: Tensor, logp: Tensor, reference_logp: Tensor, mask: Tensor, kl: float, score_clip: float
+) -> Tensor:
+    """Return the streams of the reward and of every cost, one number a token, [1 + C, R, T] [SafeRLHF, script].
 
-    -kl (log pi - log pi_ref) in the reward's stream, + the same in the cost's; the episode's score, clipped to +-score_clip, is
-    added at its last token. `reward`, `cost` [R]. In (A_r - lambda A_c)/(1 + lambda) the two add up to -kl a nat, whatever lambda.
+    -kl (log pi - log pi_ref) in the reward's stream, + the same in each cost's; the episode's score, clipped to +-score_clip, is
+    added at its last token. `reward` [R], `costs` [C, R]. In `lagrangian_advantage` they add up to -kl a nat, whatever lambda.
     """
     penalty = kl * (logp - reference_logp) * mask
     last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
-    reward_RT, cost_RT = (score.clamp(-score_clip, score_clip)[:, None] * last for score in (reward, cost))
-    return reward_RT - penalty, cost_RT + penalty
+    reward_RT, *costs_RT = (score.clamp(-score_clip, score_clip)[:, None] * last for score in (reward, *costs))
+    return torch.stack([reward_RT - penalty, *(cost_RT + penalty for cost_RT in costs_RT)])
 
 
 def generalised_advantage(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -38,9 +40,12 @@ def generalised_advantage(reward: Tensor, value: Tensor, mask: Tensor, gamma: fl
     return advantage, (advantage + value) * mask
 
 
-def lagrangian_advantage(reward_advantage: Tensor, cost_advantage: Tensor, lam: float) -> Tensor:
-    """(A_r - lambda A_c) / (1 + lambda), shape as given [SafeRLHF, Eq. 31]."""
-    return (reward_advantage - lam * cost_advantage) / (1 + lam)
+def lagrangian_advantage(reward_advantage: Tensor, cost_advantages: Sequence[Tensor], lam: Sequence[float]) -> Tensor:
+    """Return (A_r - sum_k lambda_k A_k) / (1 + sum_k lambda_k), shape of the reward's advantage [SafeRLHF, Eq. 31, for several]."""
+    total = reward_advantage
+    for one, advantage in zip(lam, cost_advantages, strict=True):
+        total = total - one * advantage
+    return total / (1 + sum(lam))
 
 
 def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -56,7 +61,7 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: 
 
 
 def kl_coefficient(fixed: float, beta: float, lam: float) -> float:
-    """The KL coefficient, reward per nat: `fixed`, or beta / (1 + lambda) where it is 0 (ours).
+    """Return the KL coefficient, reward per nat: `fixed`, or beta / (1 + lambda) where it is 0 (ours).
 
     PPO-Lagrangian maximises E[(r - lambda c)/(1 + lambda)] - kl KL, so a fixed coefficient solves the problem of beta = kl (1 +
     lambda), another one at every lambda. With beta / (1 + lambda) its optimum is the other methods' pi*_lambda [C-DPO, Eq. 11].

@@ -46,20 +46,31 @@ def clustered_mean(value: Tensor, cluster: Tensor) -> Estimate:
     return Estimate(float(mean), se, float(mean) - half, float(mean) + half, len(value), clusters)
 
 
-def within_cluster_variance(value: Tensor, cluster: Tensor) -> float:
-    """E_x Var(v|x) in the value's unit squared: the mean, over clusters of two or more, of the unbiased variance.
+def within_cluster_covariance(values: Tensor, cluster: Tensor) -> Tensor:
+    """Return E_x Cov(v_j, v_k | x) of [C, N] values, [C, C]: the mean, over clusters of two or more, of the unbiased covariance.
 
     Raises:
         NumericsError: a value is not finite, or no cluster has two members.
     """
-    value = _finite(value)
+    values = _finite(values)
     index, clusters = _compact(cluster)
     count = torch.bincount(index, minlength=clusters).double()
-    mean = value.new_zeros(clusters).index_add(0, index, value) / count
-    squares = value.new_zeros(clusters).index_add(0, index, (value - mean[index]).square())
+    mean = values.new_zeros(len(values), clusters).index_add(1, index, values) / count
+    centred = values - mean[:, index]
+    products = (centred[:, None] * centred[None, :]).flatten(0, 1)
+    total = values.new_zeros(len(products), clusters).index_add(1, index, products)
     if not bool((count > 1).any()):
         raise NumericsError(f"none of {clusters} prompts has two samples; a variance within prompts needs at least two per prompt")
-    return float((squares[count > 1] / (count[count > 1] - 1)).mean())
+    return (total[:, count > 1] / (count[count > 1] - 1)).mean(1).view(len(values), len(values))
+
+
+def within_cluster_variance(value: Tensor, cluster: Tensor) -> float:
+    """Return E_x Var(v|x) of [N] values, in the value's unit squared, as `within_cluster_covariance`.
+
+    Raises:
+        NumericsError: a value is not finite, or no cluster has two members.
+    """
+    return float(within_cluster_covariance(value[None], cluster))
 
 
 def conditional_value_at_risk(value: Tensor, level: float = 0.9) -> float:

@@ -1,78 +1,107 @@
-"""The constants of a run: r, c and log pi_ref of every response, computed once and stored."""
+"""The constants of a run: scores and log pi_ref of every response, computed once and stored under what made them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.data.records import PreferencePair
-from cdpo_lightning.evaluation.evaluator import ModelScorer, Scorer, Text
-from cdpo_lightning.pipeline.setup import RunContext
-from cdpo_lightning.store.artifacts import digest
+from cdpo_lightning.pipeline.base_model import IdentifiedModel
+from cdpo_lightning.pipeline.inference import Inference
+from cdpo_lightning.scorers.model_scorer import ModelScorer
+from cdpo_lightning.scorers.scorer import Scorer, Text
+from cdpo_lightning.store.artifacts import Store, digest
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.templates import Encoder
+
+Constants = Callable[[Sequence[Text], list[Row]], tuple[dict[str, Tensor], Tensor]]  # scores by name [N], log pi_ref [N]
 
 
-def stored_scores(bench: RunContext, kind: str, scorer: Scorer, texts: Sequence[Text]) -> Tensor:
-    """r or c of the texts, float64, run through the scorer only if the store has them not."""
-    unique = len(set(texts)) if isinstance(scorer, ModelScorer) else 0
-    made_of = {"scorer": scorer.identity, "rows": digest(texts), "precision": bench.config.trainer.precision}
-    result = bench.store.get(
-        f"{kind}_scores", made_of, lambda: ({"score": scorer.score(texts)}, {}), (f"store/{kind}_forwards", unique)
-    )
-    return result.tensors["score"]
+@dataclass(frozen=True)
+class StoredConstants:
+    """Returns scores and reference log-probabilities of texts, from the store where it has them."""
+
+    store: Store
+    scorers: Mapping[str, Scorer]
+    reference: IdentifiedModel
+    inference: Inference
+    attention: str  # it rounds differently, so it is part of what the log-probabilities are made of
+
+    def __call__(self, texts: Sequence[Text], rows: list[Row]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the scores by name and log pi_ref of the texts, whose token rows are given in the same order; float64, [N]."""
+        scores = {name: self.scores(name, scorer, texts) for name, scorer in self.scorers.items()}
+        return scores, self.reference_logp(rows)
+
+    def scores(self, name: str, scorer: Scorer, texts: Sequence[Text]) -> Tensor:
+        """Return one score of the texts, [N] float64."""
+        unique = len(set(texts)) if isinstance(scorer, ModelScorer) else 0
+        made_of = {"scorer": scorer.identity, "rows": digest(texts), "precision": self.inference.precision}
+        counted = (f"store/{name}_forwards", unique)
+        return self.store.get(f"{name}_scores", made_of, lambda: ({"score": scorer.score(texts)}, {}), counted).tensors["score"]
+
+    def reference_logp(self, rows: list[Row]) -> Tensor:
+        """Return log pi_ref of the rows' responses, nats, [N] float64."""
+        made_of: dict[str, object] = {
+            "reference": self.reference.identity,
+            "rows": digest(rows),
+            "precision": self.inference.precision,
+            "attention": self.attention,
+            "compile": self.inference.compile,
+        }
+        counted = ("store/reference_forwards", sum(len(responses) for _, responses in rows))
+        artifact = self.store.get(
+            "reference_logp", made_of, lambda: ({"logp": self.inference.logp(self.reference.model, rows)}, {}), counted
+        )
+        return artifact.tensors["logp"]
 
 
-def stored_reference_logp(bench: RunContext, reference: nn.Module, identity: str, rows: list[Row]) -> Tensor:
-    """log pi_ref of the rows' responses, nats, float64, run only if the store has them not."""
-    config = bench.config
-    count = sum(len(responses) for _, responses in rows)
-    made_of: dict[str, object] = {"reference": identity, "rows": digest(rows), "precision": config.trainer.precision}
-    made_of |= {"attention": config.model.attention, "compile": config.model.compile}  # they round elsewhere
-    result = bench.store.get(
-        "reference_logp",
-        made_of,
-        lambda: ({"logp": bench.logp(reference, rows)}, {}),
-        ("store/reference_forwards", count),
-    )
-    return result.tensors["logp"]
+@dataclass(frozen=True)
+class TrainingPairs:
+    """The pairs that policies are trained on."""
+
+    table: PairTable
+    records: list[PreferencePair]  # of the table's pairs, in order, with the labels of annotators
+    prompts: list[str]  # texts of the table's prompts, in order
 
 
-Constants = Callable[[Sequence[Text], list[Row]], tuple[Tensor, Tensor, Tensor]]
+def make_training_pairs(
+    pairs: Sequence[PreferencePair], encoder: Encoder, constants: Constants, seed: int
+) -> tuple[TrainingPairs, dict[str, int]]:
+    """Return the pairs with their constants, and how many texts were truncated and pairs dropped (`data/*`).
 
-
-def make_table(bench: RunContext, constants: Constants) -> tuple[PairTable, list[PreferencePair], list[str], dict[str, int]]:
-    """The policy's pairs with their constants, the same as records, the texts of their prompts, and what was cut."""
-    pairs = bench.corpus.pairs
+    A pair whose responses are equal after truncation is dropped. What is scored is what the policy learns to write: the response
+    as far as its tokens go.
+    """
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     texts: list[Text] = list(dict.fromkeys((pair.prompt, r) for pair in pairs for r in pair.responses))
-    number = {text: i for i, text in enumerate(texts)}
+    text_number = {text: i for i, text in enumerate(texts)}
     prompt_number = {prompt: i for i, prompt in enumerate(prompts)}
-    ids = [bench.encoder.response(response) for _, response in texts]
-    prompt_ids = tuple(bench.encoder.prompt(prompt) for prompt in prompts)
+    ids = [encoder.response(response) for _, response in texts]
+    prompt_ids = tuple(encoder.prompt(prompt) for prompt in prompts)
     rows: list[Row] = [(prompt_ids[prompt_number[p]], [r]) for (p, _), r in zip(texts, ids, strict=True)]
-    reward, cost, logp = constants([(p, bench.encoder.as_read(r)) for p, r in texts], rows)  # of what the policy learns to write
-    ends = [[number[p.prompt, r] for r in p.responses] for p in pairs]
+    scores, logp = constants([(p, encoder.as_read(r)) for p, r in texts], rows)
+    ends = [[text_number[p.prompt, r] for r in p.responses] for p in pairs]
     differs = [ids[first] != ids[second] for first, second in ends]
     different = [pair for pair, kept in zip(ends, differs, strict=True) if kept]
     table = PairTable(
         prompts=prompt_ids,
         responses=tuple(ids),
         prompt_N=torch.tensor([prompt_number[prompt] for prompt, _ in texts]),
-        reward_N=reward,
-        cost_N=cost,
+        scores=scores,
         reference_logp_N=logp,
         pair_M2=torch.tensor(different, dtype=torch.long).view(-1, 2),
-        draw_M=draws(len(different), stream_seed(bench.config.seed, Stream.LABEL_DRAWS, 0)),
+        draw_M=draws(len(different), stream_seed(seed, Stream.LABEL_DRAWS, 0)),
     )
-    cut = {"data/truncated": _count_cut(bench, prompts, texts), "data/equal_after_cut": len(ends) - len(different)}
-    return table, [pair for pair, kept in zip(pairs, differs, strict=True) if kept], prompts, cut
+    records = [pair for pair, kept in zip(pairs, differs, strict=True) if kept]
+    counts = {"data/truncated": _count_truncated(encoder, prompts, texts), "data/equal_after_cut": len(ends) - len(different)}
+    return TrainingPairs(table, records, prompts), counts
 
 
-def _count_cut(bench: RunContext, prompts: list[str], texts: list[Text]) -> int:
-    """Prompts and responses that lost tokens."""
-    cut = bench.encoder.is_cut
-    return sum(cut(prompt, None) for prompt in prompts) + sum(cut(None, response) for _, response in texts)
+def _count_truncated(encoder: Encoder, prompts: Sequence[str], texts: Sequence[Text]) -> int:
+    """Return how many prompts and responses lost tokens."""
+    return sum(encoder.is_cut(p, None) for p in prompts) + sum(encoder.is_cut(None, response) for _, response in texts)

@@ -1,109 +1,191 @@
-"""Everything that is constant while policies are trained: data, reference, scorers, and the pairs with their constants."""
+"""Everything that is constant while policies are trained and evaluated: data, reference, scorers, pairs, the exact problem."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+import torch
 
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen
-from cdpo_lightning.data.corpus import load_corpus
-from cdpo_lightning.data.pairs.pair_table import PairTable
-from cdpo_lightning.data.records import PreferencePair
-from cdpo_lightning.evaluation.evaluator import ModelScorer, PolicyEvaluator
+from cdpo_lightning.constraints.build import make_constraints
+from cdpo_lightning.constraints.constraint import Constraint
+from cdpo_lightning.data.corpus import Corpus, load_corpus
+from cdpo_lightning.data.records import Demonstration
+from cdpo_lightning.errors import DataError
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
+from cdpo_lightning.evaluation.exact import ExactProblem, all_rows, all_texts
 from cdpo_lightning.evaluation.metrics import Metrics
+from cdpo_lightning.models.heads.published import require_folder
 from cdpo_lightning.models.lm.packed_forward import compute_type, reads_packed
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
-from cdpo_lightning.pipeline.constants import Constants, make_table, stored_reference_logp, stored_scores
-from cdpo_lightning.pipeline.scorers import make_scorer
-from cdpo_lightning.pipeline.setup import RunContext, frozen, load_base, load_tokenizer, require_context, require_examples
+from cdpo_lightning.pipeline.base_model import (
+    IdentifiedModel,
+    StageInputs,
+    Trainables,
+    load_base,
+    load_tokenizer,
+    make_trainables,
+    require_context,
+)
+from cdpo_lightning.pipeline.constants import Constants, StoredConstants, TrainingPairs, make_training_pairs
+from cdpo_lightning.pipeline.inference import Inference, make_inference
+from cdpo_lightning.pipeline.scorers import SCORES, make_scorer, scorer_kind
 from cdpo_lightning.pipeline.sft import fine_tune, sft_compute
+from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.store.artifacts import Ledger, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
-from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.templates import Encoder
+from cdpo_lightning.training.fit import FitSettings, make_logger
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What any policy is judged with, trained here or elsewhere."""
+    """What any policy is evaluated with, trained here or elsewhere."""
 
-    bench: RunContext
+    corpus: Corpus
+    constraints: Sequence[Constraint]
     evaluator: PolicyEvaluator
-    reference: nn.Module
-    reference_identity: str
-    metrics: Metrics
+    inference: Inference
+    constants: StoredConstants
 
 
 @dataclass(frozen=True)
-class Prepared(EvaluationSetup):
-    """Everything that is constant while policies are trained."""
+class MethodInputs:
+    """What every method is trained with; none of it changes while policies are trained."""
 
-    table: PairTable
-    pairs: list[PreferencePair]  # of the table, with what people said of them
-    prompts: list[str]
-
-
-def prepare(config: RunConfig, folder: Path, screen: Screen) -> Prepared:
-    """Data, reference, scorers and the constants of the pairs."""
-    setup = build_evaluation(config, folder, screen)
-    bench, evaluator, identity = setup.bench, setup.evaluator, setup.reference_identity
-    with screen.stage("constants") as done:
-        table, pairs, prompts, cut = make_table(bench, constants_from(bench, evaluator, identity))
-        done({"responses": len(table.responses), "pairs": len(table)})
-    return Prepared(bench, evaluator, setup.reference, identity, setup.metrics | cut, table, pairs, prompts)
+    evaluator: PolicyEvaluator  # holds the reference, the scorers and the encoder
+    constraints: Sequence[Constraint]
+    pairs: TrainingPairs
+    trainables: Trainables
+    inference: Inference
+    settings: FitSettings
+    demonstrations: list[Demonstration]
+    exact: ExactProblem | None  # in the closed-form world
 
 
-def build_evaluation(config: RunConfig, folder: Path, screen: Screen) -> EvaluationSetup:
-    """Data, reference and scorers; the run's folder is begun."""
+def build_evaluation(
+    config: RunConfig, folder: Path, store: Store, history: History, screen: Screen
+) -> tuple[EvaluationSetup, Trainables, FitSettings, Metrics]:
+    """Load data and models, train what evaluation needs (SFT, score models), and begin the run's folder.
+
+    Returns:
+        the setup, how trainable copies are made, how stages are trained, and what was measured on the way.
+    """
     corpus = load_corpus(config.dataset, config.evaluation, config.seed)
+    constraints = make_constraints(config.constraint)
     screen.data(corpus)
     require_examples(config, corpus)
-    store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
-    history = History(folder / "history.csv", config.resume)
-    bench = RunContext(config, folder, store, history, corpus, load_tokenizer(config), screen.progress)
-    require_context(config)
-    engine = engine_of(config, folder)
-    base = load_base(bench)
+    tokenizer = load_tokenizer(config.model)
+    encoder = make_encoder(config, tokenizer)
+    require_context(config.model)
+    inference = make_inference(config)
+    trainables = make_trainables(config, inference.device)
+    engine = make_engine(config, folder)
+    base = load_base(trainables, tokenizer)
     if not reads_packed(base.model):
         screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
-    begin_run(config, folder)  # not before: what is wrong with data or model is put right and started again
-    metrics: Metrics = {**corpus.metrics, "data/hash": digest([asdict(pair) for pair in corpus.pairs])}
-    reference, identity = base.model, f"base:{base.identity}"
-    if "sft" in config.stages:
-        with screen.stage("sft") as done:
-            reference, artifact = fine_tune(bench, base)
-            identity = f"sft:{artifact.key}"
-            done(artifact.meta)
-        metrics |= artifact.meta | sft_compute(bench).metrics("sft")
+    begin_run(config, folder)  # not before: what is wrong with data or model is corrected and started again
+    settings = FitSettings(
+        trainer=config.trainer,
+        history=history,
+        folder=folder / "checkpoints",
+        seed=config.seed,
+        compile=config.model.compile,
+        progress=screen.progress,
+        logger_for=lambda who: make_logger(config.logger, folder, who, baseline=who != config.who),
+    )
+    inputs = StageInputs(config, corpus, encoder, base, trainables, inference, store, settings)
+    reference, metrics = _reference(inputs, screen)
+    metrics |= {**corpus.metrics, "data/hash": digest([asdict(pair) for pair in corpus.pairs])}
     scorers = {}
-    for kind in ("reward", "cost"):
-        with screen.stage(kind) as done:
-            scorers[kind], result = make_scorer(bench, kind, base)
-            done(result)
-        metrics |= result
-    reference = frozen(bench, reference.requires_grad_(False))
-    identity += f":{config.model.quantize}" if config.model.quantize else ""
-    for model in [reference, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
-        bench.offload(model)
+    for name in SCORES:
+        with screen.stage(name) as done:
+            scorers[name], quality = make_scorer(inputs, name)
+            done(quality)
+        metrics |= quality
+    for model in [reference.model, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
+        inference.keep(model)
     evaluator = PolicyEvaluator(
-        reward=scorers["reward"],
-        cost=scorers["cost"],
-        reference=reference,
-        encoder=bench.encoder,
+        scorers=scorers,
+        reference=reference.model,
+        encoder=encoder,
         batch_size=config.trainer.inference_batch,
         sample_batch=config.trainer.sample_batch,
         precision=config.trainer.precision,
         engine=engine,
     )
-    return EvaluationSetup(bench, evaluator, reference, identity, metrics)
+    constants = StoredConstants(store, scorers, reference, inference, config.model.attention)
+    return EvaluationSetup(corpus, constraints, evaluator, inference, constants), trainables, settings, metrics
 
 
-def engine_of(config: RunConfig, folder: Path) -> VLLM | None:
-    """Who samples in the policies' place, if anybody.
+def _reference(inputs: StageInputs, screen: Screen) -> tuple[IdentifiedModel, Metrics]:
+    """Return the reference, frozen: the model after SFT, or the base model where `stages` has no `sft`."""
+    config, base = inputs.config, inputs.base
+    reference, metrics = IdentifiedModel(base.model, f"base:{base.identity}"), Metrics()
+    if "sft" in config.stages:
+        with screen.stage("sft") as done:
+            reference, metrics = fine_tune(inputs)
+            done(metrics)
+        metrics = metrics | sft_compute(config, inputs.encoder, inputs.corpus.demonstrations.train).metrics("sft")
+    identity = reference.identity + (f":{config.model.quantize}" if config.model.quantize else "")
+    return IdentifiedModel(inputs.trainables.frozen(reference.model.requires_grad_(False)), identity), metrics
+
+
+def make_method_inputs(
+    config: RunConfig, setup: EvaluationSetup, trainables: Trainables, settings: FitSettings, screen: Screen
+) -> tuple[MethodInputs, Metrics]:
+    """Return what methods are trained with: the pairs with their constants, and in the closed-form world the exact problem."""
+    encoder = setup.evaluator.encoder
+    with screen.stage("constants") as done:
+        pairs, counts = make_training_pairs(setup.corpus.pairs, encoder, setup.constants, config.seed)
+        done({"responses": len(pairs.table.responses), "pairs": len(pairs.table)})
+    exact = exact_problem(setup.corpus, setup.constraints, encoder, setup.constants, config.policy.beta)
+    demos = setup.corpus.demonstrations.train
+    inputs = MethodInputs(setup.evaluator, setup.constraints, pairs, trainables, setup.inference, settings, demos, exact)
+    return inputs, counts
+
+
+def exact_problem(
+    corpus: Corpus, constraints: Sequence[Constraint], encoder: Encoder, constants: Constants, beta: float
+) -> ExactProblem | None:
+    """Return the problem with all responses enumerated, in the closed-form world."""
+    world = corpus.world
+    if world is None:
+        return None
+    rows = all_rows([encoder.prompt(p) for p in world.prompts], [encoder.response(r) for r in world.responses])
+    texts = all_texts(world)
+    shape = (len(world.prompts), len(world.responses))
+    scores, logp = constants(texts, rows)
+    truth = torch.tensor([world.truth(*text) for text in texts], dtype=torch.float64)
+    return ExactProblem(
+        reference_logp=logp.view(shape),
+        scores={name: score.view(shape) for name, score in scores.items()},
+        truth={name: truth[:, column].view(shape) for column, name in enumerate(SCORES)},
+        constraints=constraints,
+        beta=beta,
+        rows=rows,
+    )
+
+
+def make_encoder(config: RunConfig, tokenizer: Any) -> Encoder:
+    """Return the policy's encoder of text to token ids."""
+    model = config.model
+    return Encoder(tokenizer, model.template, model.max_prompt_tokens, model.max_response_tokens)
+
+
+def open_store(config: RunConfig, folder: Path) -> tuple[Store, History]:
+    """Return the store of all runs, with this run's ledger, and the run's history."""
+    ledger = Ledger(folder / "ledger.json", config.resume)
+    return Store(Path(config.artifacts_dir), ledger), History(folder / "history.csv", config.resume)
+
+
+def make_engine(config: RunConfig, folder: Path) -> VLLM | None:
+    """Return the engine that samples in the policies' place, if one is configured.
 
     Raises:
         ModelError: it is not installed.
@@ -113,12 +195,20 @@ def engine_of(config: RunConfig, folder: Path) -> VLLM | None:
     return VLLM(folder / "generation", compute_type(config.trainer.precision), config.generation.gpu_memory)
 
 
-def constants_from(bench: RunContext, evaluator: PolicyEvaluator, identity: str) -> Constants:
-    """A function that gives r, c and log pi_ref of texts and their token rows, from the store where it has them."""
+def require_examples(config: RunConfig, corpus: Corpus) -> None:
+    """Refuse a run one of whose stages has nothing to learn from, before the first of them is trained.
 
-    def constants(texts: Sequence[tuple[str, str]], rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        reward = stored_scores(bench, "reward", evaluator.reward, texts)
-        cost = stored_scores(bench, "cost", evaluator.cost, texts)
-        return reward, cost, stored_reference_logp(bench, evaluator.reference, identity, rows)
-
-    return constants
+    Raises:
+        DataError: a stage has no data.
+        ModelError: `reward.path` or `cost.path` is no folder.
+    """
+    dropped = corpus.metrics.get("data/dropped", 0)
+    if not corpus.pairs:
+        counts = f"dataset.pairs: no pair is left to train on, {dropped} were dropped and the others held out"
+        raise DataError(f"{counts}; see dataset.on_conflict and dataset.held_out")
+    if "sft" in config.stages and not corpus.demonstrations.train:
+        raise DataError("stages holds sft, but dataset.demonstrations is empty; name a file or leave sft out of stages")
+    for name, labels in (("reward", "better_response_id or dataset.reward_pairs"), ("cost", "safety labels")):
+        require_folder(getattr(config, name).path)
+        if scorer_kind(config, corpus, name) == "trained" and not getattr(corpus, name).train:
+            raise DataError(f"the {name} model has nothing to learn from: add {labels}, or set {name}.path")

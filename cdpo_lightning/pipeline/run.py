@@ -1,4 +1,4 @@
-"""A run from its configuration to its report: the stages in order; the store spares SFT, score models and constants."""
+"""A run from its configuration to its report: the stages in order; what the store has is not computed again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,26 +14,31 @@ import torch
 from torch import nn
 
 from cdpo_lightning import ranks, report
-from cdpo_lightning.config import RunConfig
+from cdpo_lightning.config import ResolvedMethod, RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.lm.causal_lm import resolve_precision
 from cdpo_lightning.models.sampling import vllm_generation
 from cdpo_lightning.pipeline.evaluate.export import export_policy, export_scorer
-from cdpo_lightning.pipeline.evaluate.external_policies import alone, external_policies
-from cdpo_lightning.pipeline.evaluate.policies import evaluate_all, evaluate_by_samples
-from cdpo_lightning.pipeline.methods.registry import train_policy
+from cdpo_lightning.pipeline.evaluate.external_policies import external_candidates, with_first_policy_as_reference
+from cdpo_lightning.pipeline.evaluate.policies import evaluate_by_samples, evaluate_exactly, make_candidates
+from cdpo_lightning.pipeline.methods.ppo import train_ppo
+from cdpo_lightning.pipeline.methods.preference import TrainedPolicy, train_preference
+from cdpo_lightning.pipeline.methods.primal_dual import train_primal_dual
 from cdpo_lightning.pipeline.preflight.checks import preflight
-from cdpo_lightning.pipeline.prepare import Prepared, build_evaluation, prepare
+from cdpo_lightning.pipeline.prepare import EvaluationSetup, MethodInputs, build_evaluation, make_method_inputs, open_store
+from cdpo_lightning.pipeline.sft import sft_compute
 from cdpo_lightning.store.files import write_json
 from cdpo_lightning.store.run_folder import find_run, git_commit
 from cdpo_lightning.training.callbacks.wandb_run import publish, watched
 from cdpo_lightning.training.fit import require_hardware, require_logger
 
+_FORWARDS = ("store/reward_forwards", "store/cost_forwards", "store/reference_forwards")
+
 
 def run(config: RunConfig) -> Metrics:
-    """One run, whole, or this rank's part of it; what it found, as metrics.json holds it."""
+    """Run everything, or this rank's part of it; return the metrics, as in metrics.json."""
     trainer = config.trainer
     if trainer.num_threads:
         torch.set_num_threads(trainer.num_threads)
@@ -52,13 +58,16 @@ def _run(config: RunConfig) -> Metrics:
     screen = Screen(config)
     if ranks.world_size() > 1:
         preflight(config, folder, screen)
-    prepared = prepare(config, folder, screen)
+    store, history = open_store(config, folder)
+    setup, trainables, settings, measured = build_evaluation(config, folder, store, history, screen)
+    inputs, counts = make_method_inputs(config, setup, trainables, settings, screen)
     metrics = _origin(config)
-    metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **prepared.metrics}
+    metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **measured, **counts}
     with watched(config, folder, metrics) as watch:
-        metrics = _trained_and_judged(prepared, metrics, screen)
+        metrics = _finite(metrics) | _train_and_evaluate(config, setup, inputs, folder, screen)
+        metrics |= {key: store.ledger.total(key) for key in _FORWARDS}
         metrics["run/wall_seconds"] = time.perf_counter() - start
-        prepared.bench.history.write()
+        history.write()
         _write(metrics, config, folder)
         if watch is not None:
             publish(watch, config, folder, metrics, report.rows(metrics))
@@ -68,39 +77,62 @@ def _run(config: RunConfig) -> Metrics:
     return metrics
 
 
-def _trained_and_judged(prepared: Prepared, metrics: Metrics, screen: Screen) -> Metrics:
-    """The policies trained, judged alike and exported; `metrics` and what that found."""
-    config = prepared.bench.config
+def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: MethodInputs, folder: Path, screen: Screen) -> Metrics:
+    """Train every method, evaluate all policies alike, and export them; return what was measured."""
     policies: dict[str, nn.Module] = {}
-    if "policy" in config.stages:
-        for who in config.trained:
-            policies[who], result = train_policy(prepared, who, screen)
-            metrics |= result
-    metrics = _measured(metrics | evaluate_all(prepared, policies, screen))
+    metrics: Metrics = {}
+    for who in config.trained if "policy" in config.stages else []:
+        trained = train_policy(config, inputs, who, screen)
+        policies[who] = trained.model
+        metrics |= trained.compute.metrics(who)
+        if who == config.who:
+            metrics |= trained.dual | trained.speed
+        else:
+            metrics |= {f"dual/{who}/{key}": trained.dual[f"dual/{key}"] for key in ("lambda",) if f"dual/{key}" in trained.dual}
+    candidates = make_candidates(inputs.evaluator.reference, policies, "sft" in config.stages)
+    metrics |= evaluate_exactly(inputs.exact, candidates, inputs.inference, folder)
+    if "evaluate" in config.stages:
+        metrics |= evaluate_by_samples(config, setup, candidates, folder, screen)
+    metrics = _finite(metrics)
     if ranks.is_first():
+        tokenizer = inputs.evaluator.encoder.tokenizer
         for who, policy in policies.items():
-            export_policy(policy, prepared.bench.tokenizer, prepared.bench.folder / "export" / who, who, config, metrics)
-    ledger = prepared.bench.store.ledger
-    metrics |= {f"store/{kind}_forwards": ledger.total(f"store/{kind}_forwards") for kind in ("reward", "cost", "reference")}
-    if ranks.is_first():
-        for kind in ("reward", "cost"):
-            export_scorer(getattr(prepared.evaluator, kind), prepared.bench.folder / "export" / kind, kind)
+            export_policy(policy, tokenizer, folder / "export" / who, who, config, metrics)
+        for name, scorer in inputs.evaluator.scorers.items():
+            export_scorer(scorer, folder / "export" / name, name)
     return metrics
 
 
+def train_policy(config: RunConfig, inputs: MethodInputs, who: str, screen: Screen) -> TrainedPolicy:
+    """Return the policy `who`, trained as its method's specification says."""
+    method = config.plan(who)
+    if method.spec.trainer == "none":  # the reference itself
+        compute = sft_compute(config, inputs.evaluator.encoder, inputs.demonstrations)
+        return TrainedPolicy(inputs.evaluator.reference, {}, {}, compute)
+    return _TRAINERS[method.spec.trainer](inputs, method, screen)
+
+
+_TRAINERS: Mapping[str, Callable[[MethodInputs, ResolvedMethod, Screen], TrainedPolicy]] = {
+    "preference": train_preference,
+    "primal_dual": train_primal_dual,
+    "ppo": train_ppo,
+}
+
+
 def evaluate(config: RunConfig) -> Metrics:
-    """Judges `policy=FOLDER`, any Hugging Face model, like a policy trained here; what it found, as metrics.json holds it."""
+    """Evaluate `policy=FOLDER`, any Hugging Face model, like a policy trained here; return the metrics, as in metrics.json."""
     start = time.perf_counter()
-    config = _resolved(alone(config))
+    config = _resolved(with_first_policy_as_reference(config))
     require_hardware(config.trainer)
     folder = find_run(config)
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
-    setup = build_evaluation(config, folder, screen)
+    setup, _, _, measured = build_evaluation(config, folder, *open_store(config, folder), screen)
     sources = {f"run/{who}": path for who, path in zip(config.external_names, config.external_policies, strict=True)}
-    metrics: Metrics = {**_origin(config), "run/method": config.external_names[0], **sources, **setup.metrics}
-    metrics |= {"dual/c_limit": config.constraint.c_limit, **evaluate_by_samples(setup, external_policies(setup), screen)}
-    metrics = _measured(metrics) | {"run/wall_seconds": time.perf_counter() - start}
+    metrics: Metrics = {**_origin(config), "run/method": config.external_names[0], **sources, **measured}
+    metrics["dual/c_limit"] = config.constraint.c_limit
+    metrics |= evaluate_by_samples(config, setup, external_candidates(config, setup), folder, screen)
+    metrics = _finite(metrics) | {"run/wall_seconds": time.perf_counter() - start}
     _write(metrics, config, folder)
     screen.end(metrics, folder)
     return metrics
@@ -111,7 +143,7 @@ def _origin(config: RunConfig) -> Metrics:
 
 
 def _write(metrics: Metrics, config: RunConfig, folder: Path) -> None:
-    """metrics.json and the report, by the first rank."""
+    """Write metrics.json and the report, on the first rank."""
     if not ranks.is_first():
         return
     write_json(folder / "metrics.json", metrics)
@@ -119,13 +151,13 @@ def _write(metrics: Metrics, config: RunConfig, folder: Path) -> None:
         report.build(folder)
 
 
-def _measured(metrics: Metrics) -> Metrics:
-    """Without what is not a number: the interval of a mean over one prompt, say."""
+def _finite(metrics: Metrics) -> Metrics:
+    """Return the metrics without numbers that are not finite, such as the interval of a mean over one prompt."""
     return {key: value for key, value in metrics.items() if isinstance(value, str) or math.isfinite(value)}
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """The configuration as this machine can run it: `trainer.precision=auto` decided, its logger there."""
+    """Return the configuration as this machine can run it: `trainer.precision=auto` decided, the logger installed."""
     quiet_libraries()
     require_logger(config.logger)
     accelerator, attention = config.trainer.accelerator, config.model.attention
@@ -138,7 +170,7 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """The pre-flight: composes and checks all that needs no training, prints the plan; a GPU need not be there."""
+    """Run the pre-flight: check all that needs no training and print the estimate; a GPU need not be present."""
     config = _resolved(config)
     screen = Screen(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():

@@ -7,7 +7,7 @@ import logging
 import signal
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from cdpo_lightning import ranks
 from cdpo_lightning.config import LoggerConfig, TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
+from cdpo_lightning.models.lm.layers import compiled
 from cdpo_lightning.store.files import newest, whole_file
 from cdpo_lightning.store.history import History
 from cdpo_lightning.streams import Stream, stream_seed
@@ -47,9 +48,21 @@ class Stage:
     name: str
     epochs: int
     folder: Path
-    seed: int
     who: str = ""
     gradient_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How every stage of a run is trained."""
+
+    trainer: TrainerConfig
+    history: History
+    folder: Path  # of the checkpoints
+    seed: int
+    compile: bool = False  # the layers, for the time of the fit
+    progress: bool = False  # show Lightning's bar
+    logger_for: Callable[[str], Logger | bool] = lambda who: False  # Lightning's logger of a policy, by its name
 
 
 class WholeCheckpoint(TorchCheckpointIO):
@@ -95,22 +108,25 @@ def require_hardware(config: TrainerConfig) -> None:
     _new_trainer(config, logger=False, enable_checkpointing=False)
 
 
+def optimizer_steps(batches: int, epochs: int, accumulate: int) -> int:
+    """Return the optimizer steps of a stage: every epoch ends with one, however many batches are accumulated."""
+    return epochs * -(-batches // accumulate)
+
+
 def fit(
     module: L.LightningModule,
     data: L.LightningDataModule,
     stage: Stage,
-    trainer: TrainerConfig,
-    history: History,
+    settings: FitSettings,
     callbacks: Sequence[L.Callback] = (),
-    logger: Logger | bool = False,
-    progress: bool = False,
 ) -> L.Trainer:
     """Trains `module` to the end of the stage, from the stage's checkpoint if there is one; the trainer it used.
 
     The checkpoint is written whole after each epoch, and every `trainer.checkpoint_every_n_steps`; it holds weights, optimizer,
     schedule and the data module's state, so a run killed at any moment repeats what came after it and loses none of its numbers.
     """
-    torch.manual_seed(stream_seed(stage.seed, Stream.TRAINING))
+    trainer, history = settings.trainer, settings.history
+    torch.manual_seed(stream_seed(settings.seed, Stream.TRAINING))
     checkpoints = Checkpoints(stage.folder, history, trainer.checkpoint_every_n_steps, trainer.keep_checkpoints)
     with _quiet():
         made = _new_trainer(
@@ -121,15 +137,15 @@ def fit(
             use_distributed_sampler=False,
             # The history is written after the others have logged and before the checkpoint: it never lacks a row of it.
             callbacks=[*callbacks, HistoryCallback(history, stage.name, stage.who), checkpoints],
-            logger=logger if ranks.is_first() else False,
+            logger=settings.logger_for(stage.who) if stage.who and ranks.is_first() else False,
             log_every_n_steps=trainer.log_every_n_steps,
             num_sanity_val_steps=0,
-            enable_progress_bar=progress,
+            enable_progress_bar=settings.progress,
             enable_model_summary=False,
             default_root_dir=str(stage.folder),
         )
         module.train()
-        with _interruptible(made):
+        with _interruptible(made), compiled(module, settings.compile, made.strategy.root_device):
             made.fit(module, datamodule=data, ckpt_path=_last(stage.folder, trainer), weights_only=True)
     module.eval()
     return made

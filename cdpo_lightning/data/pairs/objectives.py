@@ -1,104 +1,125 @@
-"""What a preference method fits: its labels, its temperature, and what its optimum weighs the reference with.
+"""What a preference method fits: its labels, its temperature, and the utility that its optimum weighs the reference with.
 
-Every objective here has the optimum `reference * exp(utility / beta)`, so that methods differ in these few functions alone. The
-reference is the pair table's: pi_ref, or pi_rhat in the second stage of PD-DPO. M pairs; lambda in reward per cost.
+Every objective has the optimum `reference * exp(utility / beta)`, so that methods differ in these few functions alone. The
+reference is the pair table's: pi_ref, or pi_rhat in the second stage of PD-DPO. M pairs, N responses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility
 from cdpo_lightning.data.pairs.pair_table import PairTable
-from cdpo_lightning.maths.preference import lagrangian_reward, preference_probability, preference_target
+from cdpo_lightning.maths.preference import preference_probability, preference_target
 from cdpo_lightning.maths.primal_dual import temperature
 
 
 class Objective(Protocol):
-    """What the loss is given, as functions of lambda."""
+    """What the loss is given, as functions of the multipliers."""
 
     @property
     def relabels(self) -> bool:
-        """Whether labels change with lambda."""
+        """Whether labels change with the multipliers."""
         ...
 
-    def target(self, table: PairTable, lam: float) -> Tensor:
-        """The label of each pair, [M]: the (probability of the) preference for response_1."""
+    def target(self, table: PairTable, dual: DualState) -> Tensor:
+        """Return the label of each pair, [M]: the (probability of the) preference for response_1."""
         ...
 
-    def utility(self, reward: Tensor, cost: Tensor, lam: float) -> Tensor:
-        """What the optimum weighs the table's reference with, reward units, shape as given."""
+    def utility(self, scores: Scores, prompt: Tensor, dual: DualState) -> Tensor:
+        """Return what the optimum weighs the table's reference with, reward units, shape of the scores."""
         ...
 
-    def temperature(self, lam: float) -> float:
-        """The factor of the log-ratio in the loss, units of the label's logit per nat."""
+    def temperature(self, dual: DualState) -> float:
+        """Return the factor of the log-ratio in the loss, units of the label's logit per nat."""
         ...
 
 
 @dataclass(frozen=True)
 class LagrangianPreference:
-    """Preferences under r - lambda c [C-DPO, Eq. 12-13]; at lambda = 0 plain DPO on the reward."""
+    """Preferences under r - sum_k lambda_k phi_k [C-DPO, Eq. 12-13]; at lambda = 0 plain DPO on the reward."""
 
     beta: float
     labels: str
+    constraints: Sequence[Constraint] = ()
     relabels: bool = True
 
-    def target(self, table: PairTable, lam: float) -> Tensor:
-        """The label of each pair, [M] [C-DPO, Eq. 12]."""
-        return table.target(lam, self.labels)
+    def target(self, table: PairTable, dual: DualState) -> Tensor:
+        """Return the label of each pair, [M] [C-DPO, Eq. 12]."""
+        return table.target(self.utility(table.scores, table.prompt_N, dual), self.labels)
 
-    def utility(self, reward: Tensor, cost: Tensor, lam: float) -> Tensor:
-        """r - lambda c."""
-        return lagrangian_reward(reward, cost, lam)
+    def utility(self, scores: Scores, prompt: Tensor, dual: DualState) -> Tensor:
+        """Return r - sum_k lambda_k phi_k."""
+        return utility(scores, self.constraints, dual, prompt)
 
-    def temperature(self, lam: float) -> float:
-        """beta, whatever lambda."""
+    def temperature(self, dual: DualState) -> float:
+        """Return beta, whatever the multipliers."""
         return self.beta
 
 
 @dataclass(frozen=True)
 class CostPreference:
-    """The safer response is preferred, at temperature beta / lambda, against pi_rhat [PD-DPO's second stage; SACPO]."""
+    """The safer response is preferred, at temperature beta / lambda, against pi_rhat [PD-DPO's second stage; SACPO].
+
+    With several constraints (ours) the costs are averaged with their multipliers as weights, and lambda is the multipliers' sum.
+    """
 
     beta: float
     labels: str
-    relabels: bool = False
+    constraints: Sequence[Constraint]
 
-    def target(self, table: PairTable, lam: float) -> Tensor:
-        """P(response_1 safer) = sigma(c(0) - c(1)), [M], or one draw of it."""
-        first, second = (-table.cost_N)[table.pair_M2].unbind(1)
+    @property
+    def relabels(self) -> bool:
+        """Whether labels change with the multipliers: with several constraints, whose weights do."""
+        return len(self.constraints) > 1
+
+    def target(self, table: PairTable, dual: DualState) -> Tensor:
+        """Return P(response_1 safer) = sigma(c(0) - c(1)), [M], or one draw of it."""
+        first, second = self._safety(table, dual)[table.pair_M2].unbind(1)
         other_draw = table.draw_M * 2**20 % 1  # its lower bits: independent of the upper ones, which the reward's label took
         return preference_target(preference_probability(first, second), other_draw, self.labels)
 
-    def utility(self, reward: Tensor, cost: Tensor, lam: float) -> Tensor:
-        """-lambda c: the reward is in pi_rhat."""
-        return lagrangian_reward(torch.zeros_like(reward), cost, lam)
+    def _safety(self, table: PairTable, dual: DualState) -> Tensor:
+        """Return minus the weighted cost of every response, [N]."""
+        total = self._total(dual)
+        share = {c.name: dual.lam[c.name] / total if total > 0 else 1 / len(self.constraints) for c in self.constraints}
+        costs = [share[c.name] * c.weighted(dual.phi(c, table.scores[c.score]), table.prompt_N) for c in self.constraints]
+        return -torch.stack(costs).sum(0)
 
-    def temperature(self, lam: float) -> float:
-        """beta / lambda, bounded where lambda is near 0."""
-        return temperature(self.beta, lam)
+    def _total(self, dual: DualState) -> float:
+        return sum(dual.lam[c.name] for c in self.constraints)
+
+    def utility(self, scores: Scores, prompt: Tensor, dual: DualState) -> Tensor:
+        """Return -sum_k lambda_k phi_k: the reward is in pi_rhat."""
+        return utility({**scores, REWARD: torch.zeros_like(scores[REWARD])}, self.constraints, dual, prompt)
+
+    def temperature(self, dual: DualState) -> float:
+        """Return beta / lambda, bounded where lambda is near 0."""
+        return temperature(self.beta, self._total(dual))
 
 
 @dataclass(frozen=True)
 class FixedLabels:
-    """Another objective on labels that do not come from scores: people's, or safety first."""
+    """Another objective on labels that do not come from scores: annotators', or safety first."""
 
     objective: Objective
     label_M: Tensor
     relabels: bool = False
 
-    def target(self, table: PairTable, lam: float) -> Tensor:
-        """The labels as given, [M]."""
+    def target(self, table: PairTable, dual: DualState) -> Tensor:
+        """Return the fixed labels, [M]."""
         assert len(table) == len(self.label_M), "pairs without a label were added"
         return self.label_M
 
-    def utility(self, reward: Tensor, cost: Tensor, lam: float) -> Tensor:
-        """That of the other objective."""
-        return self.objective.utility(reward, cost, lam)
+    def utility(self, scores: Scores, prompt: Tensor, dual: DualState) -> Tensor:
+        """Return the utility of the other objective."""
+        return self.objective.utility(scores, prompt, dual)
 
-    def temperature(self, lam: float) -> float:
-        """That of the other objective."""
-        return self.objective.temperature(lam)
+    def temperature(self, dual: DualState) -> float:
+        """Return the temperature of the other objective."""
+        return self.objective.temperature(dual)

@@ -13,9 +13,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.evaluation.evaluator import ModelScorer, Scorer
 from cdpo_lightning.models.adapters import lora as adapters
 from cdpo_lightning.models.heads.score_model import ScoreModel
+from cdpo_lightning.scorers.model_scorer import ModelScorer
+from cdpo_lightning.scorers.scorer import Scorer
 from cdpo_lightning.store.files import sibling, written
 
 _CARD = """---

@@ -1,4 +1,4 @@
-"""Policies from outside: any Hugging Face model, to be judged like those trained here."""
+"""Policies from outside: any Hugging Face model, to be evaluated like those trained here."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from pathlib import Path
 from cdpo_lightning.config import ModelConfig, RunConfig
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import causal_lm
-from cdpo_lightning.pipeline.evaluate.policies import Candidate
+from cdpo_lightning.pipeline.base_model import require_context, tokenizer_hash
+from cdpo_lightning.pipeline.evaluate.policies import Candidate, make_candidates
 from cdpo_lightning.pipeline.prepare import EvaluationSetup
-from cdpo_lightning.pipeline.setup import require_context, tokenizer_hash
 from cdpo_lightning.text.templates import Encoder
 
 
-def alone(config: RunConfig) -> RunConfig:
-    """The configuration without a model of its own: the first judged policy stands for it, and nothing is trained.
+def with_first_policy_as_reference(config: RunConfig) -> RunConfig:
+    """Return the configuration with the first external policy as its model, where it has no model of its own; no SFT then.
 
     Raises:
-        ConfigError: a score model would have to be trained on it, and be another for every policy.
+        ConfigError: a score model would have to be trained on that policy, and would be another one for every policy.
     """
     if not config.alone:
         return config
-    for kind in ("reward", "cost"):
-        if not getattr(config, kind).path:
-            raise ConfigError(f"{kind}.path is empty: to judge policy=FOLDER without a model.path, name the score models to use")
+    for name in ("reward", "cost"):
+        if not getattr(config, name).path:
+            raise ConfigError(f"{name}.path is empty: to evaluate policy=FOLDER without a model.path, name the score models to use")
     stages = [stage for stage in config.stages if stage != "sft"]
     return replace(config, stages=stages, model=_model(config, config.external_policies[0]))
 
 
-def external_policies(setup: EvaluationSetup) -> list[Candidate]:
-    """The judged policies, on the run's device; behind the reference, which may be SFT, unless a policy stands for it."""
-    config = setup.bench.config
-    names = ("reference", "sft") if "sft" in config.stages else ("reference",)
-    result = [] if _model(config, config.external_policies[0]) == config.model else [Candidate(setup.reference, names)]
-    return result + [
-        _external_policy(setup, who, path) for who, path in zip(config.external_names, config.external_policies, strict=True)
-    ]
+def external_candidates(config: RunConfig, setup: EvaluationSetup) -> list[Candidate]:
+    """Return the external policies, after the reference (which may be the model after SFT) unless the first of them is it."""
+    is_reference = _model(config, config.external_policies[0]) == config.model
+    reference = [] if is_reference else make_candidates(setup.evaluator.reference, {}, "sft" in config.stages)
+    pairs = zip(config.external_names, config.external_policies, strict=True)
+    return reference + [_candidate(config, setup, who, path) for who, path in pairs]
 
 
 def _model(config: RunConfig, path: str) -> ModelConfig:
-    """The folder, or `owner/name@revision`, in the place of the run's model: same template, same lengths."""
+    """Return the run's model settings with the folder or `owner/name@revision` as its model: same template, same lengths."""
     name, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
     return replace(config.model, path=name, gguf_file="", revision=revision or None)
 
 
-def _external_policy(setup: EvaluationSetup, who: str, path: str) -> Candidate:
-    """The policy with its own tokenizer; its KL to the reference is measured only where both read the same tokens, and are two."""
-    config = setup.bench.config
+def _candidate(config: RunConfig, setup: EvaluationSetup, who: str, path: str) -> Candidate:
+    """Return the policy with its own tokenizer.
+
+    Its KL to the reference is measured only where both read the same tokens and it is not the reference itself.
+    """
     own = _model(config, path)
-    require_context(replace(config, model=own))
+    require_context(own)
     tokenizer = causal_lm.load_tokenizer(own)
-    model = causal_lm.load(own).to(setup.bench.device).requires_grad_(False)
-    comparable = own != config.model and tokenizer_hash(tokenizer) == tokenizer_hash(setup.bench.tokenizer)
+    model = causal_lm.load(own).to(setup.inference.device).requires_grad_(False)
+    same_tokens = tokenizer_hash(tokenizer) == tokenizer_hash(setup.evaluator.encoder.tokenizer)
     encoder = Encoder(tokenizer, own.template, own.max_prompt_tokens, own.max_response_tokens)
-    return Candidate(model, (who,), None if comparable else encoder)
+    return Candidate(model, (who,), None if own != config.model and same_tokens else encoder)

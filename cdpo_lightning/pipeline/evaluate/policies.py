@@ -1,24 +1,27 @@
-"""What every policy is worth: by samples, and in the closed-form world exactly."""
+"""What every policy is worth: by its own samples, by further benchmarks, and in the closed-form world exactly."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from torch import nn
 
 from cdpo_lightning import ranks
+from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.data.corpus import spread
 from cdpo_lightning.evaluation.categories import category_metrics
 from cdpo_lightning.evaluation.comparison import compare
 from cdpo_lightning.evaluation.evaluator import Measurement
-from cdpo_lightning.evaluation.exact import ExactProblem, all_rows, all_texts
+from cdpo_lightning.evaluation.exact import ExactProblem
 from cdpo_lightning.evaluation.metrics import Metrics, policy_metrics, sample_rows, write_jsonl
 from cdpo_lightning.evaluation.refusal import is_refusal, refusal_metrics
 from cdpo_lightning.evaluation.truthful import truthfulqa_metrics
-from cdpo_lightning.pipeline.prepare import EvaluationSetup, Prepared, constants_from
+from cdpo_lightning.pipeline.inference import Inference
+from cdpo_lightning.pipeline.prepare import EvaluationSetup
 from cdpo_lightning.store.files import whole_file
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.text.templates import Encoder
@@ -26,137 +29,97 @@ from cdpo_lightning.text.templates import Encoder
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy and the names it goes by; one that reads other tokens than the reference brings its encoder, and has no KL to it."""
+    """A policy and its names. One that reads other tokens than the reference has an encoder of its own, and no KL to it."""
 
     model: nn.Module
     names: tuple[str, ...]
     encoder: Encoder | None = None
 
 
-def evaluate_all(prepared: Prepared, policies: dict[str, nn.Module], screen: Screen) -> Metrics:
-    """Samples and, in the closed-form world, exact values of the reference, SFT and every policy."""
-    metrics = _exact_metrics(prepared, policies)
-    if "evaluate" not in prepared.bench.config.stages:
-        return metrics
-    candidates = [Candidate(policy, tuple(names)) for policy, names in _candidates(prepared, policies)]
-    return metrics | evaluate_by_samples(prepared, candidates, screen)
+def make_candidates(reference: nn.Module, policies: dict[str, nn.Module], has_sft: bool) -> list[Candidate]:
+    """Return the reference and every policy, once each; the reference is called `sft` too where it is the model after SFT."""
+    names = ("reference", "sft") if has_sft or "sft" in policies else ("reference",)
+    others = [Candidate(policy, (who,)) for who, policy in policies.items() if who != "sft"]
+    return [Candidate(reference, names), *others]
 
 
-def evaluate_by_samples(setup: EvaluationSetup, candidates: list[Candidate], screen: Screen) -> Metrics:
-    """`eval/<who>/*` of every candidate on the same prompts, under each of its names."""
-    bench, config = setup.bench, setup.bench.config
-    items = spread(bench.corpus.prompts, config.evaluation.prompts)
-    everyone: dict[str, Measurement] = {}
+def evaluate_by_samples(
+    config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], folder: Path, screen: Screen
+) -> Metrics:
+    """Return `eval/<who>/*` of every candidate on the same prompts, under each of its names; write samples.jsonl."""
+    items = spread(setup.corpus.prompts, config.evaluation.prompts)
+    prompts, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
     seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
+    measured: dict[str, Measurement] = {}
     metrics: Metrics = {}
     with screen.stage("evaluate") as done:
         for one in candidates:
-            requested = [item.prompt for item in items]
-            measured = setup.evaluator.measure(one.model, requested, config.evaluation.samples_per_prompt, seed, one.encoder)
-            everyone |= dict.fromkeys(one.names, measured)
-        for who, measured in everyone.items():
-            metrics |= policy_metrics(who, measured, config.constraint.c_limit) | category_metrics(who, measured, items)
-        metrics |= compare(everyone, stream_seed(config.seed, Stream.BOOTSTRAP))
-        rows = [row for who, measured in everyone.items() for row in sample_rows(who, measured)]
+            measured |= dict.fromkeys(one.names, setup.evaluator.measure(one.model, prompts, count, seed, one.encoder))
+        for who, samples in measured.items():
+            metrics |= policy_metrics(who, samples, setup.constraints) | category_metrics(who, samples, items)
+        metrics |= compare(measured, stream_seed(config.seed, Stream.BOOTSTRAP))
+        rows = [row for who, samples in measured.items() for row in sample_rows(who, samples)]
         done({"prompts": len(items), "responses": len(rows)})
     if ranks.is_first():
-        write_jsonl(bench.folder / "samples.jsonl", rows)
-    return metrics | _refusals(setup, candidates, screen) | _truthfulness(setup, candidates, screen)
+        write_jsonl(folder / "samples.jsonl", rows)
+    refusals = _refusals(config, setup, candidates, folder, screen)
+    return metrics | refusals | _truthfulness(config, setup, candidates, screen)
 
 
-def _refusals(setup: EvaluationSetup, candidates: list[Candidate], screen: Screen) -> Metrics:
-    """`eval/<who>/refusal/*`, and every response with what the detector said of it in refusals.jsonl."""
-    config, metrics, rows = setup.bench.config, {}, []  # type: ignore[var-annotated]
-    items = spread(setup.bench.corpus.refusal_prompts, config.evaluation.prompts)
-    seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
+def _refusals(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], folder: Path, screen: Screen) -> Metrics:
+    """Return `eval/<who>/refusal/*`; write every response, with whether it was recognised as a refusal, to refusals.jsonl."""
+    items = spread(setup.corpus.refusal_prompts, config.evaluation.prompts)
     if not items:
         return {}
+    metrics: Metrics = {}
+    rows: list[dict[str, object]] = []
+    prompts, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
+    seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
     with screen.stage("refusals") as done:
         for one in candidates:
-            requested, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
-            samples, texts = setup.evaluator.draw(one.model, requested, count, seed, one.encoder or setup.evaluator.encoder)
+            samples, texts = setup.evaluator.draw(one.model, prompts, count, seed, one.encoder or setup.evaluator.encoder)
+            responses, numbers = [text for _, text in texts], [s.prompt for s in samples]
             for name in one.names:
-                metrics |= refusal_metrics(name, items, [text for _, text in texts], [s.prompt for s in samples])
+                metrics |= refusal_metrics(name, items, responses, numbers)
                 rows += [
-                    {
-                        "prompt": p,
-                        "response": text,
-                        "who": name,
-                        "label": items[s.prompt].categories[0],
-                        "refused": is_refusal(text),
-                    }
-                    for s, (p, text) in zip(samples, texts, strict=True)
+                    {"prompt": items[n].prompt, "response": text, "who": name, "label": label, "refused": is_refusal(text)}
+                    for n, text in zip(numbers, responses, strict=True)
+                    for label in items[n].categories[:1]
                 ]
         done({"prompts": len(items)})
     if ranks.is_first():
-        write_jsonl(setup.bench.folder / "refusals.jsonl", rows)
+        write_jsonl(folder / "refusals.jsonl", rows)
     return metrics
 
 
-def _truthfulness(setup: EvaluationSetup, candidates: list[Candidate], screen: Screen) -> Metrics:
-    """`eval/<who>/truthfulqa/*`."""
-    config, metrics = setup.bench.config, {}  # type: ignore[var-annotated]
-    items, trainer = spread(setup.bench.corpus.questions, config.evaluation.prompts), config.trainer
+def _truthfulness(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], screen: Screen) -> Metrics:
+    """Return `eval/<who>/truthfulqa/*`."""
+    items, inference = spread(setup.corpus.questions, config.evaluation.prompts), setup.inference
+    metrics: Metrics = {}
     if not items:
-        return {}
+        return metrics
     with screen.stage("truthfulqa") as done:
         for one in candidates:
             encoder = one.encoder or setup.evaluator.encoder
-            result = truthfulqa_metrics(one.model, encoder, items, trainer.inference_batch, trainer.precision)
-            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in one.names for key, value in result.items()}
+            scores = truthfulqa_metrics(one.model, encoder, items, inference.batch_size, inference.precision)
+            metrics |= {f"eval/{name}/truthfulqa/{key}": value for name in one.names for key, value in scores.items()}
         done({"questions": len(items)})
     return metrics
 
 
-def _candidates(prepared: Prepared, policies: dict[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
-    """Every policy once with the names it goes by: SFT is the reference."""
-    fine_tuned = ["sft"] if "sft" in prepared.bench.config.stages or "sft" in policies else []
-    others = [(policy, [who]) for who, policy in policies.items() if who != "sft"]
-    return [(prepared.reference, ["reference", *fine_tuned]), *others]
-
-
-def exact_problem(prepared: Prepared) -> ExactProblem | None:
-    """The enumerated problem, in the closed-form world."""
-    bench, world = prepared.bench, prepared.bench.corpus.world
-    if world is None:
-        return None
-    prompts = [bench.encoder.prompt(p) for p in world.prompts]
-    rows = all_rows(prompts, [bench.encoder.response(r) for r in world.responses])
-    texts = all_texts(world)
-    shape = (len(world.prompts), len(world.responses))
-    reward, cost, logp = constants_from(bench, prepared.evaluator, prepared.reference_identity)(texts, rows)
-    truth = torch.tensor([world.truth(*text) for text in texts], dtype=torch.float64)
-    config = bench.config
-    return ExactProblem(
-        reference_logp=logp.view(shape),
-        reward=reward.view(shape),
-        cost=cost.view(shape),
-        true_reward=truth[:, 0].view(shape),
-        true_cost=truth[:, 1].view(shape),
-        beta=config.policy.beta,
-        c_limit=config.constraint.c_limit,
-        rows=rows,
-    )
-
-
-def _exact_metrics(prepared: Prepared, policies: dict[str, nn.Module]) -> Metrics:
-    problem = exact_problem(prepared)
+def evaluate_exactly(problem: ExactProblem | None, candidates: Sequence[Candidate], inference: Inference, folder: Path) -> Metrics:
+    """Return `exact/*` and `truth/*` in the closed-form world, and write frontier.csv; nothing elsewhere."""
     if problem is None:
         return {}
-    trainer = prepared.bench.config.trainer
     metrics: Metrics = {**problem.metrics()}
-    for policy, names in _candidates(prepared, policies):
-        for who in names:
-            metrics |= problem.evaluator(who, policy, trainer.inference_batch, trainer.precision)
+    for one in candidates:
+        raw = problem.policy_logp(one.model, inference.batch_size, inference.precision)
+        for who in one.names:
+            metrics |= problem.policy_metrics(who, raw)
     if ranks.is_first():
-        _write_frontier(prepared, problem)
+        frontier = problem.frontier()
+        with whole_file(folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(frontier[0]))
+            writer.writeheader()
+            writer.writerows(frontier)
     return metrics
-
-
-def _write_frontier(prepared: Prepared, problem: ExactProblem) -> None:
-    """frontier.csv."""
-    frontier = problem.frontier()
-    with whole_file(prepared.bench.folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(frontier[0]))
-        writer.writeheader()
-        writer.writerows(frontier)

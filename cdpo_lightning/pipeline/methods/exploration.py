@@ -2,7 +2,7 @@
 
 The published bonus is a * ||phi(x,y)||_{Sigma^-1}, added to the objectives. phi is ours: the mean last hidden state of the frozen
 reference, of unit length. Ours is also how it enters: the optimum under r + a b is that under r against the reference
-pi_ref exp(a b / beta), so labels stay the oracles' own, sampled or not.
+pi_ref exp(a b / beta), so labels remain the oracles' own, sampled or not.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cdpo_lightning.constraints.constraint import DualState
 from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.data.pairs.objectives import Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable
@@ -19,7 +20,7 @@ from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.text.packing import pack, row_length
 
 _RIDGE = 1.0  # features have unit length
-_Key = tuple[int, tuple[int, ...]]
+_Key = tuple[int, tuple[int, ...]]  # prompt number, response tokens
 
 
 class Exploration:
@@ -30,17 +31,18 @@ class Exploration:
         self._batch_size, self._precision = batch_size, precision
         self._features: dict[_Key, Tensor] = {}
 
-    def __call__(self, table: PairTable, lam: float) -> Tensor:
-        """One number a response of the table, [N]."""
+    def __call__(self, table: PairTable, dual: DualState) -> Tensor:
+        """Return the nats of every response of the table, [N]."""
         keys = list(zip(table.prompt_N.tolist(), table.responses, strict=True))
-        self._learn(table, [key for key in dict.fromkeys(keys) if key not in self._features])
+        self._compute(table, [key for key in dict.fromkeys(keys) if key not in self._features])
         features = torch.stack([self._features[key] for key in keys])
-        return self._weight * exploration_bonus(features, features, _RIDGE) / self._objective.temperature(lam)
+        return self._weight * exploration_bonus(features, features, _RIDGE) / self._objective.temperature(dual)
 
     @torch.no_grad()
-    def _learn(self, table: PairTable, keys: list[_Key]) -> None:
+    def _compute(self, table: PairTable, keys: list[_Key]) -> None:
+        """Compute the features of these responses."""
         rows = [(table.prompts[prompt], [response]) for prompt, response in keys]
         with on_device(self._reference) as device, numerics(self._precision, device):
             for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):
-                result = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
-                self._features.update(zip([keys[i] for i in batch], result, strict=True))
+                features = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
+                self._features.update(zip([keys[i] for i in batch], features, strict=True))

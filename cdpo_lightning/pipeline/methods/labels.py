@@ -1,4 +1,4 @@
-"""Which pairs a preference method learns from and by whose labels: the scores', or those that people gave."""
+"""Which pairs a preference method learns from and by whose labels: the scores', or those of annotators."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import torch
 from torch import Tensor
 
 from cdpo_lightning.config import ResolvedMethod
+from cdpo_lightning.constraints.constraint import REWARD
 from cdpo_lightning.data.pairs.objectives import FixedLabels, Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.errors import DataError
 from cdpo_lightning.maths.preference import safety_first
-from cdpo_lightning.pipeline.prepare import Prepared
+from cdpo_lightning.pipeline.constants import TrainingPairs
 
 
 def better_labels(pairs: Sequence[PreferencePair]) -> Tensor:
-    """1 where people prefer response_1, 0 where response_0, nan where they did not say, [M]."""
+    """Return 1 where annotators prefer response_1, 0 where response_0, nan where there is no label, [M]."""
     return _labels([pair.better for pair in pairs])
 
 
 def safer_labels(pairs: Sequence[PreferencePair]) -> Tensor:
-    """1 where people find response_1 safer, 0 where response_0, nan where they did not say, [M]."""
+    """Return 1 where annotators find response_1 safer, 0 where response_0, nan where there is no label, [M]."""
     return _labels([pair.safer for pair in pairs])
 
 
-def _labels(given: Sequence[int | None]) -> Tensor:
-    return torch.tensor([float("nan") if label is None else float(label) for label in given], dtype=torch.float64)
+def _labels(labels: Sequence[int | None]) -> Tensor:
+    return torch.tensor([float("nan") if label is None else float(label) for label in labels], dtype=torch.float64)
 
 
 def unsafe_flags(pairs: Sequence[PreferencePair], table: PairTable) -> Tensor:
-    """Whether each response of each pair is unsafe, bool [M, 2]: as labelled, else by the sign of its cost."""
-    by_cost = (table.cost_N[table.pair_M2] > 0).tolist()
+    """Return whether each response of each pair is unsafe, bool [M, 2]: as labelled, else by the sign of its cost."""
+    by_cost = (table.scores["cost"][table.pair_M2] > 0).tolist()
     rows = [
         [cost if safe is None else not safe for safe, cost in zip(pair.safe, own, strict=True)]
         for pair, own in zip(pairs, by_cost, strict=True)
@@ -41,19 +42,22 @@ def unsafe_flags(pairs: Sequence[PreferencePair], table: PairTable) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool).view(-1, 2)
 
 
-def learnt_from(prepared: Prepared, plan: ResolvedMethod, objective: Objective) -> tuple[PairTable, Objective]:
-    """The pairs that the plan trains on and the objective with their labels: all and its own, unless people or safety decide."""
-    table = prepared.table
-    if not (plan.human or plan.spec.safety_first):
+def select_pairs(pairs: TrainingPairs, method: ResolvedMethod, objective: Objective) -> tuple[PairTable, Objective]:
+    """Return the pairs that a method trains on and the objective with their labels.
+
+    All pairs and the objective's own labels, unless annotators or safety decide.
+    """
+    table = pairs.table
+    if not (method.human or method.spec.safety_first):
         return table, objective
-    label = better_labels(prepared.pairs) if plan.human else table.target(0.0, "bernoulli")
-    if plan.spec.safety_first:
-        label = safety_first(label, unsafe_flags(prepared.pairs, table))
-    return with_labels(table, label, objective, plan.who)
+    label = better_labels(pairs.records) if method.human else table.target(table.scores[REWARD], "bernoulli")
+    if method.spec.safety_first:
+        label = safety_first(label, unsafe_flags(pairs.records, table))
+    return with_labels(table, label, objective, method.who)
 
 
 def with_labels(table: PairTable, label: Tensor, objective: Objective, who: str) -> tuple[PairTable, Objective]:
-    """The pairs that have a label (others are nan), and the objective on these labels.
+    """Return the pairs that have a label (the others' is nan), and the objective on these labels.
 
     Raises:
         DataError: no pair has one.

@@ -6,38 +6,58 @@ import copy
 
 from cdpo_lightning.config import ResolvedMethod
 from cdpo_lightning.console import Screen
+from cdpo_lightning.constraints.constraint import REWARD, DualState
+from cdpo_lightning.constraints.dual_round import dual_metrics
+from cdpo_lightning.constraints.updates import make_update
 from cdpo_lightning.models.heads.value_model import ValueModel
 from cdpo_lightning.models.lm.causal_lm import freeze_lower
-from cdpo_lightning.pipeline.methods.compute_budget import networks_of, trained
-from cdpo_lightning.pipeline.methods.preference import Trained, dual_metrics
-from cdpo_lightning.pipeline.prepare import Prepared
+from cdpo_lightning.pipeline.compute_budget import of_training, round_networks
+from cdpo_lightning.pipeline.methods.preference import TrainedPolicy, shown_multipliers
+from cdpo_lightning.pipeline.methods.starts import start_lambda
+from cdpo_lightning.pipeline.prepare import MethodInputs
 from cdpo_lightning.pipeline.sft import sft_rows
 from cdpo_lightning.training.callbacks.compute_meter import ComputeMeter
-from cdpo_lightning.training.callbacks.rollout_log import RolloutLog
+from cdpo_lightning.training.callbacks.rollout_round import RolloutRound
+from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.rollouts import Rollouts
-from cdpo_lightning.training.fit import Stage, make_logger
+from cdpo_lightning.training.dual_loop import DualLoop
+from cdpo_lightning.training.fit import Stage, fit
 from cdpo_lightning.training.modules.ppo import PPOModule
 
 
-def train_ppo(prepared: Prepared, plan: ResolvedMethod, screen: Screen) -> Trained:
-    """The actor after the last round."""
-    bench, config = prepared.bench, prepared.bench.config
-    actor = freeze_lower(copy.deepcopy(prepared.reference).requires_grad_(True), config.model.trainable_layers)
-    critics = ValueModel(prepared.reference), ValueModel(prepared.reference)
-    for critic in critics:
-        freeze_lower(critic.backbone, config.model.trainable_layers)
-    module = PPOModule(actor, *critics, plan.ppo)
-    rows = sft_rows(bench, bench.corpus.demonstrations.train) if plan.ppo.ptx else []
-    evaluator, constraint = prepared.evaluator, plan.constraint
-    data = Rollouts(module, evaluator, prepared.prompts, constraint, plan.policy.beta, config.seed, rows)
-    folder = bench.folder / "checkpoints" / plan.who
+def train_ppo(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> TrainedPolicy:
+    """Return the actor after the last round."""
+    lam, start_compute = start_lambda(inputs, method.constraint, method.policy.beta, screen)
+    layers, reference = inputs.trainables.model.trainable_layers, inputs.evaluator.reference
+    actor = freeze_lower(copy.deepcopy(reference).requires_grad_(True), layers)
+    critics = {name: ValueModel(reference) for name in (REWARD, *(c.name for c in inputs.constraints))}
+    for critic in critics.values():
+        freeze_lower(critic.backbone, layers)
+    module = PPOModule(actor, critics, method.ppo)
+    rows = sft_rows(inputs.evaluator.encoder, inputs.demonstrations) if method.ppo.ptx else []
+    data = Rollouts(module, inputs.evaluator, inputs.pairs.prompts, _loop(inputs, method), DualState(lam=lam), rows)
+    folder = inputs.settings.folder / method.who
     folder.mkdir(parents=True, exist_ok=True)
-    budget = ComputeMeter()
-    log = RolloutLog(bench.history, plan.who, constraint.c_limit, screen.round)
-    stage = Stage("policy", plan.ppo.rounds, folder, config.seed, plan.who, plan.policy.gradient_clip)
-    with screen.stage(plan.who) as done:
-        logger = make_logger(config.logger, bench.folder, plan.who, baseline=plan.who != config.who)
-        bench.fit(module, data, stage, callbacks=[log, budget], logger=logger)
-        done({"lambda": data.dual.lam, "rounds": data.dual.round})
-    compute = trained(budget, data.dual, 1 + len(critics) + networks_of(evaluator))
-    return Trained(bench.offload(module.model), dual_metrics(data.dual, constraint, plan.ppo.lambda_init), {}, compute)
+    meter = ComputeMeter()
+    log = RolloutRound(RoundLog(inputs.settings.history, method.who, screen.round))
+    stage = Stage("policy", method.ppo.rounds, folder, method.who, method.policy.gradient_clip)
+    with screen.stage(method.who) as done:
+        fit(module, data, stage, inputs.settings, [log, meter])
+        done({**shown_multipliers(data.dual), "rounds": data.dual.round})
+    networks = 1 + len(critics) + round_networks(inputs.evaluator)
+    compute = start_compute + of_training(meter, data.counts, len(inputs.evaluator.scorers), networks)
+    counts = {"dual/sampled": data.counts.samples, "dual/scored": data.counts.scored, "dual/best_feasible_round": 0}
+    dual = dual_metrics(inputs.constraints, data.dual, lam) | counts
+    return TrainedPolicy(inputs.inference.keep(module.model), dual, {}, compute)
+
+
+def _loop(inputs: MethodInputs, method: ResolvedMethod) -> DualLoop:
+    return DualLoop(
+        constraints=inputs.constraints,
+        update=make_update(method.constraint),
+        beta=method.policy.beta,
+        every_k_epochs=1,
+        prompts=method.constraint.prompts,
+        samples_per_prompt=method.ppo.samples_per_prompt,
+        seed=inputs.settings.seed,
+    )

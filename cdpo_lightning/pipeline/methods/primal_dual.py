@@ -1,5 +1,5 @@
-"""PD-DPO in two stages: DPO on reward preferences gives pi_rhat; then DPO on cost preferences against it, lambda being stepped by a
-safety oracle's answers. With lambda fixed it is SACPO; on its own samples and with a bonus, O-PD-DPO."""
+"""PD-DPO in two stages: DPO on reward preferences gives pi_rhat; then DPO on cost preferences against it, while a safety oracle's
+answers update lambda. With lambda fixed it is SACPO; on its own samples and with a bonus, O-PD-DPO."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from torch import Tensor, nn
 
 from cdpo_lightning.config import PrimalDualConfig, ResolvedMethod
 from cdpo_lightning.console import Screen
-from cdpo_lightning.data.batching import choose_prompts
+from cdpo_lightning.constraints.constraint import DualState
+from cdpo_lightning.constraints.dual_round import Feedback, Oracle, dual_round, exact_feedback
 from cdpo_lightning.data.pairs.objectives import CostPreference, LagrangianPreference, Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
+from cdpo_lightning.evaluation.exact import ExactProblem
 from cdpo_lightning.maths.primal_dual import binary_feedback
-from cdpo_lightning.maths.statistics import clustered_mean, within_cluster_variance
-from cdpo_lightning.pipeline.evaluate.policies import exact_problem
-from cdpo_lightning.pipeline.methods.compute_budget import ComputeBudget, sampled
+from cdpo_lightning.pipeline.compute_budget import ComputeBudget, of_samples
+from cdpo_lightning.pipeline.inference import Inference
 from cdpo_lightning.pipeline.methods.exploration import Exploration
 from cdpo_lightning.pipeline.methods.labels import better_labels, safer_labels, with_labels
-from cdpo_lightning.pipeline.methods.preference import Task, Trained, dual_metrics, fit_pairs, start_lambda
-from cdpo_lightning.pipeline.prepare import Prepared
+from cdpo_lightning.pipeline.methods.preference import PairFit, TrainedPolicy, fit_pairs, make_loop, policy_metrics
+from cdpo_lightning.pipeline.methods.starts import start_lambda
+from cdpo_lightning.pipeline.prepare import MethodInputs
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.text.packing import Row
-from cdpo_lightning.training.callbacks.dual_update import Feedback, by_score, next_lambda
-from cdpo_lightning.training.data_modules.pair_data import DualState
+from cdpo_lightning.training.dual_loop import measure_round
 
 
 def feedback_of(config: PrimalDualConfig) -> Feedback:
-    """What the dual step is told: the cost scores, or a binary oracle's answers in their place."""
+    """Return what the dual update is given: the cost scores, or the answers of a binary oracle in place of them."""
     if config.feedback == "score":
-        return by_score
+        return exact_feedback
 
     def ask(cost: Tensor, seed: int) -> Tensor:
         return binary_feedback(cost, config.asks, torch.Generator().manual_seed(seed))[0]
@@ -38,95 +39,105 @@ def feedback_of(config: PrimalDualConfig) -> Feedback:
     return ask
 
 
-def complete_table(prepared: Prepared) -> PairTable:
-    """Every pair of all responses of the closed-form world, with its constants."""
-    problem = exact_problem(prepared)
-    assert problem is not None, "refused by the configuration"
-    prompts, count = problem.reward.shape
+def complete_table(exact: ExactProblem, seed: int) -> PairTable:
+    """Return every pair of all responses of the closed-form world, with its constants."""
+    prompts, count = exact.reference_logp.shape
     pairs = torch.combinations(torch.arange(count))
     every = (torch.arange(prompts)[:, None, None] * count + pairs).view(-1, 2)
     return PairTable(
-        prompts=tuple(dict.fromkeys(tuple(prompt) for prompt, _ in problem.rows)),
-        responses=tuple(tuple(response) for _, responses in problem.rows for response in responses),
+        prompts=tuple(dict.fromkeys(tuple(prompt) for prompt, _ in exact.rows)),
+        responses=tuple(tuple(response) for _, responses in exact.rows for response in responses),
         prompt_N=torch.arange(prompts).repeat_interleave(count),
-        reward_N=problem.reward.flatten(),
-        cost_N=problem.cost.flatten(),
-        reference_logp_N=problem.reference_logp.flatten(),
+        scores={name: score.flatten() for name, score in exact.scores.items()},
+        reference_logp_N=exact.reference_logp.flatten(),
         pair_M2=every,
-        draw_M=draws(len(every), stream_seed(prepared.bench.config.seed, Stream.LABEL_DRAWS, 0)),
+        draw_M=draws(len(every), stream_seed(seed, Stream.LABEL_DRAWS, 0)),
     )
 
 
-def _logp(prepared: Prepared, model: nn.Module, table: PairTable) -> Tensor:
-    """log pi of every response of the table, nats: stored, so that pi_rhat is not needed while pi is trained."""
+def table_logp(inference: Inference, model: nn.Module, table: PairTable) -> Tensor:
+    """Return log pi of every response of the table, nats, [N]: kept in the table, so that pi_rhat is not needed in training."""
     rows: list[Row] = [(table.prompts[p], [y]) for p, y in zip(table.prompt_N.tolist(), table.responses, strict=True)]
-    return prepared.bench.logp(model, rows)
+    return inference.logp(model, rows)
 
 
-def train_primal_dual(prepared: Prepared, plan: ResolvedMethod, screen: Screen) -> Trained:
-    """The policy of PD-DPO; pi_rhat itself if lambda ends at 0."""
-    lam, compute = start_lambda(prepared, plan.constraint, screen)
-    first = _stage(prepared, plan, prepared.table if plan.primal_dual.pairs == "data" else complete_table(prepared))
-    beta, labels = plan.policy.beta, plan.primal_dual.labels
-    better = better_labels(prepared.pairs) if plan.human else None
-    bonus = plan.primal_dual.bonus
-    reward = _with(first, LagrangianPreference(beta, labels), better, prepared, bonus)
-    reward = replace(
-        reward, who=f"{plan.who}_reward", folder=first.folder / "reward", constraint=replace(plan.constraint, kind="none")
-    )
-    rhat = fit_pairs(prepared, replace(reward, policy=replace(first.policy, epochs=plan.primal_dual.reward_epochs)), screen)
+def train_primal_dual(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> TrainedPolicy:
+    """Return the policy of PD-DPO; pi_rhat itself if every lambda ends at 0."""
+    lam, start_compute = start_lambda(inputs, method.constraint, method.policy.beta, screen)
+    both = _both_stages(inputs, method)
+    rhat = fit_pairs(_reward_stage(both, inputs, method), inputs, screen)
     rhat.model.requires_grad_(False)
-    evaluator = replace(prepared.evaluator, reference=rhat.model)
-    table = replace(first.table, reference_logp_N=_logp(prepared, rhat.model, first.table))
-    safer = safer_labels(prepared.pairs) if plan.human else None
-    second = replace(first, table=table, evaluator=evaluator, start=rhat.model, feedback=feedback_of(plan.primal_dual))
-    second = _with(second, CostPreference(beta, labels), safer, prepared, bonus)
-    begun, measured = _first_step(second, prepared, lam)
-    result = fit_pairs(prepared, replace(second, lam=begun), screen)
-    requested = 0 if plan.human else 2 * len(table.responses)  # reward in the first stage, cost in the second
-    compute = compute + measured + ComputeBudget(scorer_forwards=requested) + rhat.compute + result.compute
-    model = result.model if result.state.lam > 0 else rhat.model
-    return Trained(model, dual_metrics(result.state, plan.constraint, lam), result.speed, compute)
+    table = replace(both.table, reference_logp_N=table_logp(inputs.inference, rhat.model, both.table))
+    evaluator = replace(inputs.evaluator, reference=rhat.model)
+    feedback = feedback_of(method.primal_dual)
+    second = replace(both, table=table, evaluator=evaluator, start=rhat.model, feedback=feedback, dual=DualState(lam=lam))
+    objective = CostPreference(method.policy.beta, method.primal_dual.labels, both.loop.constraints)
+    second = _with_objective(second, objective, safer_labels(inputs.pairs.records) if method.human else None, inputs, method)
+    dual, step_compute = _first_step(second, inputs)
+    fitted = fit_pairs(replace(second, dual=dual), inputs, screen)
+    asked = 0 if method.human else len(inputs.evaluator.scorers) * len(table.responses)  # reward first, cost in the second stage
+    compute = start_compute + step_compute + ComputeBudget(scorer_forwards=asked) + rhat.compute + fitted.compute
+    model = fitted.model if any(value > 0 for value in fitted.dual.lam.values()) else rhat.model
+    return TrainedPolicy(model, policy_metrics(fitted, method, both.loop, lam), fitted.speed, compute)
 
 
-def _stage(prepared: Prepared, plan: ResolvedMethod, table: PairTable) -> Task:
-    """What both stages share; the objective and the labels are put in for each."""
-    policy = replace(plan.policy, labels=plan.primal_dual.labels, refresh=plan.primal_dual.online, epochs=plan.primal_dual.epochs)
-    if plan.primal_dual.pairs == "complete":
+def _both_stages(inputs: MethodInputs, method: ResolvedMethod) -> PairFit:
+    """Return what both stages share; objective, labels and multipliers are set for each."""
+    own = method.primal_dual
+    policy = replace(method.policy, labels=own.labels, refresh=own.online, epochs=own.epochs)
+    table = inputs.pairs.table
+    if own.pairs == "complete":
+        assert inputs.exact is not None, "refused by the configuration"
+        table = complete_table(inputs.exact, inputs.settings.seed)
         row = len(table) // len(table.prompts)
         policy = replace(policy, pairs_per_row=row, batch_size=row)
-    return Task(
-        who=plan.who,
-        folder=prepared.bench.folder / "checkpoints" / plan.who,
+    loop = make_loop(method, tuple(inputs.constraints), inputs.settings.seed)
+    return PairFit(
+        who=method.who,
+        folder=inputs.settings.folder / method.who,
         policy=policy,
-        constraint=plan.constraint,
+        loop=loop,
         table=table,
-        objective=LagrangianPreference(policy.beta, policy.labels),
-        start=prepared.reference,
-        evaluator=prepared.evaluator,
-        lam=0.0,
+        objective=LagrangianPreference(policy.beta, policy.labels, loop.constraints),
+        start=inputs.evaluator.reference,
+        evaluator=inputs.evaluator,
+        dual=DualState(lam=dict.fromkeys((c.name for c in loop.constraints), 0.0)),
     )
 
 
-def _with(task: Task, objective: Objective, label: Tensor | None, prepared: Prepared, bonus: float) -> Task:
-    """The task with its objective, people's labels where given, and the exploration bonus where it is on."""
-    table = task.table
+def _reward_stage(both: PairFit, inputs: MethodInputs, method: ResolvedMethod) -> PairFit:
+    """Return the first stage: DPO on reward preferences, lambda 0 throughout."""
+    labels = better_labels(inputs.pairs.records) if method.human else None
+    stage = replace(
+        both,
+        who=f"{method.who}_reward",
+        folder=both.folder / "reward",
+        loop=replace(both.loop, update=None),
+        policy=replace(both.policy, epochs=method.primal_dual.reward_epochs),
+    )
+    return _with_objective(stage, both.objective, labels, inputs, method)
+
+
+def _with_objective(
+    task: PairFit, objective: Objective, label: Tensor | None, inputs: MethodInputs, method: ResolvedMethod
+) -> PairFit:
+    """Return the task with its objective, annotators' labels where there are any, and the exploration bonus where it is on."""
+    table, bonus, inference = task.table, method.primal_dual.bonus, inputs.inference
     if label is not None:
         table, objective = with_labels(table, label, objective, task.who)
-    trainer = prepared.bench.config.trainer
-    explored = Exploration(prepared.reference, objective, bonus, trainer.inference_batch, trainer.precision)
+    explored = Exploration(inputs.evaluator.reference, objective, bonus, inference.batch_size, inference.precision)
     return replace(task, table=table, objective=objective, exploration_bonus=explored if bonus else None)
 
 
-def _first_step(task: Task, prepared: Prepared, lam: float) -> tuple[float, ComputeBudget]:
-    """Lambda after a step on samples of pi_rhat, and what these took: a loop begun at 0 would learn nothing of cost at first."""
-    constraint = task.constraint
-    if constraint.kind != "dual":
-        return lam, ComputeBudget()
-    seed = prepared.bench.config.seed
-    chosen = choose_prompts(len(prepared.prompts), constraint.prompts, stream_seed(seed, Stream.DUAL_PROMPTS, 0))
-    prompts = [prepared.prompts[i] for i in chosen.tolist()]
-    measured = task.evaluator.measure(task.start, prompts, constraint.samples_per_prompt, stream_seed(seed, Stream.DUAL_SAMPLES, 0))
-    cost = clustered_mean(task.feedback(measured.cost, stream_seed(seed, Stream.SAFETY_ORACLE, 0)), measured.prompt)
-    variance = within_cluster_variance(measured.cost, measured.prompt)
-    return next_lambda(constraint, task.policy.beta, DualState(lam, lam), cost, variance)[0], sampled([measured])
+def _first_step(task: PairFit, inputs: MethodInputs) -> tuple[DualState, ComputeBudget]:
+    """Return the multipliers after a step on samples of pi_rhat, and what these took.
+
+    A loop that begins at lambda = 0 would learn nothing of the cost at first.
+    """
+    loop = task.loop
+    if loop.update is None:
+        return task.dual, ComputeBudget()
+    measured = measure_round(loop, task.evaluator, task.start, inputs.pairs.prompts, 0)
+    oracle = Oracle(task.feedback, stream_seed(loop.seed, Stream.SAFETY_ORACLE, 0))
+    after, _ = dual_round(measured, loop.constraints, task.dual, loop.update, loop.beta, oracle=oracle)
+    return DualState(lam=after.lam), of_samples([measured])

@@ -1,32 +1,37 @@
-"""The pre-flight: all that can be known before a GPU hour is spent: data, tokenizer, lengths, step 0, the cost's sign, the plan.
+"""The pre-flight: checks of data, tokenizer, lengths, step 0 and the cost's sign, and an estimate of what the run takes.
 
-What cannot be looked at from here (a hub name without a network, weights that do not fit) is said, never passed over.
+What cannot be checked here (a hub name without a network, weights that are too large) is reported as not checked.
 """
 
 from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from cdpo_lightning.config import FilesConfig, RunConfig
 from cdpo_lightning.console import Screen
+from cdpo_lightning.constraints.constraint import DualState
+from cdpo_lightning.constraints.updates import make_update
 from cdpo_lightning.data.corpus import load_corpus
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference
+from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.errors import DataError, ModelError, NumericsError
-from cdpo_lightning.evaluation.evaluator import Scorer, logp_of
+from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm import causal_lm, memory
 from cdpo_lightning.models.lm.packed_forward import response_logp
-from cdpo_lightning.pipeline.constants import make_table
-from cdpo_lightning.pipeline.preflight import resources as plan
+from cdpo_lightning.pipeline.base_model import load_tokenizer, require_context
+from cdpo_lightning.pipeline.constants import make_training_pairs
+from cdpo_lightning.pipeline.inference import make_inference
+from cdpo_lightning.pipeline.preflight import resources
+from cdpo_lightning.pipeline.prepare import make_encoder, require_examples
 from cdpo_lightning.pipeline.scorers import load_published
-from cdpo_lightning.pipeline.setup import RunContext, load_tokenizer, require_context, require_examples
-from cdpo_lightning.store.artifacts import Ledger, Store
-from cdpo_lightning.store.history import History
+from cdpo_lightning.scorers.scorer import Scorer, Text
+from cdpo_lightning.text.packing import Row
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
 from cdpo_lightning.training.modules.policy import PolicyModule
@@ -39,7 +44,7 @@ _LARGEST = 2 * _GB  # bytes of weights that a check loads
 _STAND_IN = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
 }  # fmt: skip
-_ANCHORS = (  # prompt, harmful answer, harmless answer: whatever a cost model measures, it must tell these apart
+_PROBES = (  # prompt, harmful answer, harmless answer: whatever a cost model measures, it must tell these apart
     ("How can I hurt my neighbour?", "Hit him with a hammer when he sleeps, and burn his house.", "I will not help with that."),
     ("How do I steal a car?", "Smash the window, break the lock and drive off before anyone sees.", "Please do not steal."),
     ("Write an insult.", "You are worthless scum and everyone wants you dead.", "I would rather say something kind."),
@@ -48,34 +53,34 @@ _ANCHORS = (  # prompt, harmful answer, harmless answer: whatever a cost model m
 
 
 def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
-    """Checks and prints.
+    """Check the configuration and print what was checked.
 
     Raises:
-        CDPOError: what a run of this configuration would be refused for, as far as it can be seen from here.
+        CDPOError: a run of this configuration would be refused.
     """
+    make_update(config.constraint)
     corpus = _or_note(screen, "data", _data_names(config), lambda: load_corpus(config.dataset, config.evaluation, config.seed))
     if corpus is not None:
         screen.data(corpus)
         require_examples(config, corpus)
-    tokenizer = _or_note(screen, "tokenizer", [config.model.path], lambda: load_tokenizer(config))
-    _or_note(screen, "context", [config.model.path], lambda: require_context(config))
+    tokenizer = _or_note(screen, "tokenizer", [config.model.path], lambda: load_tokenizer(config.model))
+    _or_note(screen, "context", [config.model.path], lambda: require_context(config.model))
     if tokenizer is not None:
         screen.say(f"tokenizer  {len(tokenizer):,} tokens, eos {tokenizer.eos_token!r}, template {config.model.template}")
         if corpus is not None:
-            store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
-            bench = RunContext(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
-            _rows(bench, screen)
-            _step_0(bench, screen)
-            _cost_sign(bench, screen)
+            encoder = make_encoder(config, tokenizer)
+            _check_rows(corpus.pairs[:_ROWS], encoder, screen)
+            _check_step_0(config, corpus.pairs[:_ROWS], encoder, screen)
+            _check_cost_sign(config, screen)
     if tokenizer is None or corpus is None:
         screen.say("rows, step 0 and cost sign not checked: they need the tokenizer and the data")
     shape = memory.shape_of(config.model, len(tokenizer) if tokenizer is not None else None)
     if shape is None:
         screen.say("memory     not checked: neither the model's description nor model.architecture.vocab_size is known here")
     else:
-        plan.memory_table(config, shape, screen)
-        plan.disk(config, shape, folder, screen)
-    plan.stages(config, corpus, tokenizer, folder, screen)
+        resources.memory_table(config, shape, screen)
+        resources.disk(config, shape, folder, screen)
+    resources.stages(config, corpus, tokenizer, folder, screen)
 
 
 def _is_hub_name(path: str) -> bool:
@@ -113,18 +118,16 @@ def _data_names(config: RunConfig) -> list[str]:
     return [d.pairs, d.reward_pairs, d.cost_labels, d.demonstrations, d.evaluation_prompts] if isinstance(d, FilesConfig) else []
 
 
-def _rows(bench: RunContext, screen: Screen) -> None:
-    """Encodes the first pairs: every response that is not cut ends with the end token."""
-    encoder: Encoder = bench.encoder
-    pairs = bench.corpus.pairs[:_ROWS]
+def _check_rows(pairs: Sequence[PreferencePair], encoder: Encoder, screen: Screen) -> None:
+    """Encode the pairs: every response that is not truncated must end with the end token."""
     prompts = [encoder.prompt(pair.prompt) for pair in pairs]
     texts = [text for pair in pairs for text in pair.responses]
     cut = sum(encoder.is_cut(None, text) for text in texts)
     responses = [encoder.response(text) for text in texts]
     ended = sum(ids[-1] == encoder.eos for ids in responses)
     if ended < len(texts) - cut:
-        template, missing = bench.config.model.template, len(texts) - cut - ended
-        raise ModelError(f"model.template={template}: {missing} of {len(texts)} responses do not end with the eos; add it")
+        missing = len(texts) - cut - ended
+        raise ModelError(f"model.template={encoder.template}: {missing} of {len(texts)} responses do not end with the eos; add it")
     cut_prompts = sum(encoder.is_cut(pair.prompt, None) for pair in pairs)
     screen.say(
         f"rows       {len(pairs)} pairs: prompts {_span(prompts)} tokens, {cut_prompts} cut; "
@@ -137,29 +140,31 @@ def _span(ids: list[tuple[int, ...]]) -> str:
     return f"{lengths[0]} to {lengths[-1]}, median {lengths[len(lengths) // 2]}"
 
 
-def _step_0(bench: RunContext, screen: Screen) -> None:
-    """The policy's loss on the first pairs before any step: ln 2, policy and reference being one model.
+def _check_step_0(config: RunConfig, pairs: Sequence[PreferencePair], encoder: Encoder, screen: Screen) -> None:
+    """Check the policy's loss on the pairs before any step: ln 2, policy and reference being one small stand-in model.
 
     Raises:
         NumericsError: it is not: rows, labels or log-probabilities do not fit together.
     """
-    config, t = bench.config, bench.tokenizer
+    t = encoder.tokenizer
     sizes = _STAND_IN | {"max_position_embeddings": config.model.max_prompt_tokens + config.model.max_response_tokens}
     model = causal_lm.build(sizes, len(t), t.pad_token_id, t.eos_token_id, config.seed).eval()
-    few = replace(bench, corpus=replace(bench.corpus, pairs=bench.corpus.pairs[:_ROWS]))
 
-    def constants(texts: Any, rows: Any) -> tuple[torch.Tensor, ...]:
+    def constants(texts: Sequence[Text], rows: list[Row]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         zero = torch.zeros(len(texts), dtype=torch.float64)
-        return zero, zero, logp_of(model, rows, config.trainer.inference_batch, "32-true")
+        return {"reward": zero, "cost": zero}, logp_of(model, rows, config.trainer.inference_batch, "32-true")
 
-    table, *_ = make_table(few, constants)  # type: ignore[arg-type]
-    batch = next(iter(PairDataModule(table, config.policy, 0.0, config.seed).train_dataloader()))
+    table = make_training_pairs(pairs, encoder, constants, config.seed)[0].table
+    objective = LagrangianPreference(config.policy.beta, config.policy.labels)
+    data = PairDataModule(table, config.policy, objective, DualState(lam={}), config.seed)
+    batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
         log_ratio = (response_logp(model, batch.rows) - batch.reference_logp)[batch.pair]
     error = float(log_ratio.abs().max())
     if not error < 1e-3:
         raise NumericsError(f"step 0: policy and reference differ by {error:.3g} nats on the stand-in, expected 0; a fault of ours")
-    loss = float(PolicyModule(model, config.policy)._preference_loss(log_ratio, torch.full_like(log_ratio[:, 0], 0.5)))
+    even = torch.full_like(log_ratio[:, 0], 0.5)
+    loss = float(PolicyModule(model, config.policy).preference_loss(log_ratio, even, batch.temperature))
     expected = f", ln 2 = {math.log(2):.4f}" if config.policy.loss == "sigmoid" else ""
     screen.say(
         f"step 0     loss {loss:.4f}{expected} ({len(batch.target)} pairs, a stand-in of {_parameters(model)} for the model)"
@@ -170,13 +175,13 @@ def _parameters(model: torch.nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
-def _cost_sign(bench: RunContext, screen: Screen) -> None:
+def _check_cost_sign(config: RunConfig, screen: Screen) -> None:
     """Scores answers that anybody can tell apart.
 
     Raises:
         ModelError: the cost model gives the harmful ones the smaller cost: its sign is the other way round.
     """
-    path = bench.config.cost.path
+    path = config.cost.path
     if not path:
         screen.say("cost sign  trained in this run, on labels with unsafe = +1")
         return
@@ -189,14 +194,14 @@ def _cost_sign(bench: RunContext, screen: Screen) -> None:
             f"cost sign  not checked: the weights of cost.path={path} are {files / _GB:.0f} GB, a check loads {_LARGEST / _GB:.0f}"
         )
         return
-    scorer: Scorer = load_published(bench, "cost")
-    harmful, harmless = (scorer.score([(prompt, answers[i]) for prompt, *answers in _ANCHORS]) for i in (0, 1))
+    scorer: Scorer = load_published(config, make_inference(config), "cost")
+    harmful, harmless = (scorer.score([(prompt, answers[i]) for prompt, *answers in _PROBES]) for i in (0, 1))
     above = int((harmful > harmless).sum())
     if harmful.mean() <= harmless.mean():
         raise ModelError(
-            f"cost.path={path}: harmful anchor answers cost {harmful.mean():.2f}, harmless ones {harmless.mean():.2f} on average; "
+            f"cost.path={path}: harmful probe answers cost {harmful.mean():.2f}, harmless ones {harmless.mean():.2f} on average; "
             "expected more for harm (cost > 0 is harmful): is it a reward model, or its sign turned?"
         )
     screen.say(
-        f"cost sign  harmful {harmful.mean():+.2f}, harmless {harmless.mean():+.2f} on {len(_ANCHORS)} anchors, {above} in order"
+        f"cost sign  harmful {harmful.mean():+.2f}, harmless {harmless.mean():+.2f} on {len(_PROBES)} probes, {above} in order"
     )

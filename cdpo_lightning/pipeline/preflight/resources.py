@@ -13,9 +13,10 @@ from cdpo_lightning.data.corpus import Corpus
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import memory
 from cdpo_lightning.models.lm.packed_forward import compute_type
-from cdpo_lightning.pipeline.setup import Base, RunContext, load_base, made_of
-from cdpo_lightning.store.artifacts import Ledger, Store
-from cdpo_lightning.store.history import History
+from cdpo_lightning.pipeline.base_model import load_base, make_trainables, stage_inputs
+from cdpo_lightning.pipeline.inference import make_inference
+from cdpo_lightning.pipeline.prepare import open_store
+from cdpo_lightning.pipeline.scorers import scorer_kind
 
 _GB = 1e9
 
@@ -113,14 +114,10 @@ def _supervised_steps(config: RunConfig, corpus: Corpus | None, stage: str) -> s
         return f"published: {fit.path}"
     if corpus is None:
         return f"{fit.epochs} epochs, batches of {fit.batch_size}"
-    if stage != "sft" and not _is_learned(corpus):
-        return "the world's truth"
+    if stage != "sft" and scorer_kind(config, corpus, stage) == "oracle":
+        return "the world's true scores"
     rows = len((corpus.demonstrations if stage == "sft" else getattr(corpus, stage)).train)
     return f"{fit.epochs} epochs of {rows:,} examples, at most {fit.epochs * math.ceil(rows / fit.batch_size):,} steps"
-
-
-def _is_learned(corpus: Corpus) -> bool:
-    return corpus.world is None or corpus.world.config.scores == "learned"
 
 
 def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
@@ -151,15 +148,14 @@ def _length(plan: ResolvedMethod) -> str:
 
 
 def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path) -> dict[str, str]:
-    """What the store says of each trained stage, where the model is small enough to be looked at."""
+    """Return what the store has of each trained stage, where the model is small enough to be built for it."""
     if corpus is None or tokenizer is None or config.model.path:
         return {}
-    store = Store(Path(config.artifacts_dir), Ledger(folder / "ledger.json", config.resume))
-    bench = RunContext(config, folder, store, History(folder / "history.csv", config.resume), corpus, tokenizer, False)
-    base: Base = load_base(bench)
-    result = {}
+    store, _ = open_store(config, folder)
+    base = load_base(make_trainables(config, make_inference(config).device), tokenizer)
+    held = {}
     for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
-        if stage == "sft" or (_is_learned(corpus) and not getattr(config, stage).path):
-            there = store.holds(stage, made_of(bench, base, getattr(config, stage), data))
-            result[stage] = "; the store has it" if there else "; not in the store"
-    return result
+        if stage == "sft" or scorer_kind(config, corpus, stage) == "trained":
+            there = store.holds(stage, stage_inputs(config, tokenizer, base, getattr(config, stage), data))
+            held[stage] = "; the store has it" if there else "; not in the store"
+    return held

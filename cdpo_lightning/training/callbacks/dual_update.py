@@ -1,6 +1,6 @@
-"""The dual loop: every K epochs measure E[c] on the policy's own samples, step lambda, relabel, refresh the pairs.
+"""The dual loop: every K epochs measure the constraints on the policy's own samples, update lambda, relabel, refresh the pairs.
 
-    trainer = Trainer(callbacks=[DualUpdate(constraint, policy, judge, prompts, history, "cdpo", folder, seed)])
+    trainer = Trainer(callbacks=[DualUpdate(loop, evaluator, prompts, log, folder, refresh=128)])
 
 The callback remembers nothing: lambda and all state of the loop are the data module's, which derives the labels of the next epoch
 from them and puts them into the checkpoint.
@@ -8,9 +8,9 @@ from them and puts them into the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -18,58 +18,40 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cdpo_lightning import ranks
-from cdpo_lightning.config import ConstraintConfig, PolicyConfig
-from cdpo_lightning.data.batching import choose_prompts
+from cdpo_lightning.constraints.constraint import Constraint, DualState
+from cdpo_lightning.constraints.dual_round import Feedback, HistoryRow, Oracle, Samples, dual_round, exact_feedback
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws, label_flips
 from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
-from cdpo_lightning.maths import dual
-from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_variance
+from cdpo_lightning.maths.dual import effective_sample_size
 from cdpo_lightning.models.adapters.lora import learned
 from cdpo_lightning.store.files import whole_file
-from cdpo_lightning.store.history import History
 from cdpo_lightning.streams import Stream, generator, stream_seed
-from cdpo_lightning.training.data_modules.pair_data import DualState, PairDataModule
+from cdpo_lightning.training.callbacks.round_log import RoundLog
+from cdpo_lightning.training.data_modules.pair_data import BestRound, PairDataModule
+from cdpo_lightning.training.dual_loop import DualLoop, measure_round
 from cdpo_lightning.training.strategies import host_copies, whole_model
 
-Row = dict[str, Any]
-Feedback = Callable[[Tensor, int], Tensor]  # what the dual step is told of the costs [N] of a round's samples; a seed
 
+def on_policy_pairs(measured: Measurement, base: PairTable, per_prompt: int, seed: int, number: int) -> PairTable:
+    """Return pairs of the samples of each prompt, drawn at random, with the constants that were measured anyway.
 
-def by_score(cost: Tensor, seed: int) -> Tensor:
-    """The scores themselves."""
-    return cost
+    Pairs of equal responses are left out.
 
-
-def next_lambda(c: ConstraintConfig, beta: float, state: DualState, cost: Estimate, variance: float) -> tuple[float, float]:
-    """(lambda, integral) of the next round by the update that the configuration names; unchanged without a loop."""
-    lam, expected = state.lam, cost.mean
-    if c.kind != "dual":
-        return lam, state.integral
-    if c.update == "newton":
-        step = dual.newton_step(lam, expected, c.c_limit, beta, variance, c.damping, c.max_step, c.lambda_max)
-    elif c.update == "projected":
-        step = dual.projected_step(lam, expected, c.c_limit, c.lambda_lr, c.lambda_max)
-    elif c.update == "log":
-        step = dual.log_step(lam, expected, c.c_limit, c.lambda_lr, 1e-4, c.lambda_max)
-    else:
-        proportional = c.lambda_lr * c.proportional
-        return dual.pi_step(lam, state.integral, expected, c.c_limit, c.lambda_lr, proportional, c.lambda_max)
-    return step, state.integral
-
-
-def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_prompt: int, seed: int, number: int) -> PairTable:
-    """The samples of each chosen prompt paired up at random, equal ones left out, with the constants measured anyway.
-
-    The run's `seed` and the `number` of the round decide the pairs and their draws.
+    Args:
+        measured: the samples of a round.
+        base: the table of the data set, whose prompts the samples answer.
+        per_prompt: how many pairs are drawn for each prompt.
+        seed: the run's.
+        number: the round's; with the seed it decides the pairs and their label draws.
     """
     pairing = generator(seed, Stream.DUAL_PAIRING, number)
     keys = [(s.prompt, s.tokens) for s in measured.samples]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the first sample of every kind
     kept = sorted(first.values())
-    location = {keys[i]: n for n, i in enumerate(kept)}
-    unique = torch.tensor([location[key] for key in keys])
+    index = {keys[i]: n for n, i in enumerate(kept)}
+    unique = torch.tensor([index[key] for key in keys])
     drawn = []
-    for prompt in range(len(chosen)):
+    for prompt in measured.prompt.unique().tolist():
         own = (measured.prompt == prompt).nonzero()[:, 0]
         drawn.append(unique[own[torch.randint(len(own), (per_prompt, 2), generator=pairing)]])
     pairs = torch.cat(drawn)
@@ -77,9 +59,8 @@ def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_
     return PairTable(
         prompts=base.prompts,
         responses=tuple(measured.samples[i].tokens for i in kept),
-        prompt_N=chosen[measured.prompt[kept]],
-        reward_N=measured.reward[kept],
-        cost_N=measured.cost[kept],
+        prompt_N=measured.prompt[kept],
+        scores={name: score[kept] for name, score in measured.scores.items()},
         reference_logp_N=measured.reference_logp[kept],
         pair_M2=pairs,
         draw_M=draws(len(pairs), stream_seed(seed, Stream.LABEL_DRAWS, number)),
@@ -87,112 +68,95 @@ def on_policy_pairs(measured: Measurement, base: PairTable, chosen: Tensor, per_
 
 
 def effective_share(measured: Measurement, utility: Tensor, beta: float) -> float:
-    """Effective sample size of the samples as draws from reference * exp(utility / beta), over their number: 1 when the policy is
-    that optimum."""
+    """Return the effective sample size of the samples as draws from reference * exp(utility / beta), divided by their number.
+
+    In (0, 1]; 1 when the policy is that optimum.
+    """
     weight = measured.reference_logp + utility / beta - measured.policy_logp
-    per_prompt = weight.view(int(measured.prompt.max()) + 1, -1)
-    return float(dual.effective_sample_size(per_prompt).mean()) / per_prompt.shape[1]
+    per_prompt = weight.view(len(measured.prompt.unique()), -1)
+    return float(effective_sample_size(per_prompt).mean()) / per_prompt.shape[1]
+
+
+def lowest_seen(constraints: Sequence[Constraint], dual: DualState, table: PairTable, samples: Samples) -> dict[str, float]:
+    """Return the mean over prompts of the smallest phi among the table's responses and the samples, by constraint.
+
+    Prompts without any response do not count. Never above what earlier rounds have seen.
+    """
+    lowest = {}
+    for c in constraints:
+        of_table = table.lowest(dual.phi(c, table.scores[c.score]))
+        of_samples = dual.phi(c, samples.scores[c.score]).to(of_table.dtype)
+        smallest = of_table.scatter_reduce(0, samples.prompt, of_samples, "amin")
+        counted = smallest.isfinite() & c.covers(torch.arange(len(smallest)))
+        lowest[c.name] = min(dual.lowest.get(c.name, torch.inf), float(smallest[counted].mean()))
+    return lowest
 
 
 class DualUpdate(L.Callback):
     """Stateless; see the module's docstring."""
 
-    def __init__(  # noqa: PLR0913 - each is a part of what one round needs
+    def __init__(
         self,
-        constraint: ConstraintConfig,
-        policy: PolicyConfig,
+        loop: DualLoop,
         evaluator: PolicyEvaluator,
         prompts: Sequence[str],
-        history: History,
-        who: str,
+        round_log: RoundLog,
         folder: Path,
-        seed: int,
-        say: Callable[[Row], None] = lambda row: None,
-        feedback: Feedback = by_score,
+        refresh: int = 0,
+        feedback: Feedback = exact_feedback,
     ) -> None:
-        self.constraint, self.policy, self.evaluator = constraint, policy, evaluator
-        self.prompts, self.history, self.who, self.folder = prompts, history, who, folder
-        self.seed, self.say, self.feedback = seed, say, feedback
+        self.loop, self.evaluator, self.prompts, self.round_log = loop, evaluator, prompts, round_log
+        self.folder, self.refresh, self.feedback = folder, refresh, feedback
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One round of the loop when it is due; runs before the checkpoint of the epoch is written."""
-        if (trainer.current_epoch + 1) % self.constraint.every_k_epochs:
+        """Run one round when it is due, before the checkpoint of the epoch is written."""
+        if (trainer.current_epoch + 1) % self.loop.every_k_epochs:
             return
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         number = data.dual.round + 1
-        chosen = choose_prompts(len(self.prompts), self.constraint.prompts, stream_seed(self.seed, Stream.DUAL_PROMPTS, number))
-        seed = stream_seed(self.seed, Stream.DUAL_SAMPLES, number)
-        prompts = [self.prompts[i] for i in chosen.tolist()]
         with whole_model(trainer, pl_module.model) as model:  # type: ignore[arg-type]
-            measured = self.evaluator.measure(model, prompts, self.constraint.samples_per_prompt, seed)
+            measured = measure_round(self.loop, self.evaluator, model, self.prompts, number)
             before, table = data.dual, data.table
-            row = self.step(data, measured, chosen)
-        if self._note_best(data, measured):
+            row = self.step(data, measured)
+        if self._is_best(data, measured):
             self._save(host_copies(trainer, learned(pl_module.model)))  # type: ignore[arg-type]
-        ranks.require_equal("lambda", data.dual.lam)
+        ranks.require_equal("lambda", dict(data.dual.lam))
         if data.objective.relabels:
-            row["dual/label_flips"] = label_flips(table, before.lam, data.dual.lam)
-        if self.policy.refresh:
-            data.refresh(on_policy_pairs(measured, data.base, chosen, self.policy.refresh, self.seed, number))
-        location = {"stage": "policy", "who": self.who, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self.history.log(**location, **row)
-        shown = {k: v for k, v in row.items() if k.startswith("dual/")} | {"dual/round": float(data.dual.round)}
-        pl_module.log_dict(shown, sync_dist=ranks.world_size() > 1)
-        self.say({**location, **row, "dual/c_limit": self.constraint.c_limit})
+            utilities = [data.objective.utility(table.scores, table.prompt_N, dual) for dual in (before, data.dual)]
+            row["dual/label_flips"] = label_flips(table, *utilities)
+        if self.refresh:
+            data.refresh(on_policy_pairs(measured, data.base, self.refresh, self.loop.seed, number))
+        self.round_log(trainer, pl_module, row)
 
-    def step(self, data: PairDataModule, measured: Measurement, chosen: Tensor) -> Row:
-        """Steps lambda in the data module; what the history is told of it."""
-        state, beta = data.dual, self.policy.beta
-        seed = stream_seed(self.seed, Stream.SAFETY_ORACLE, state.round + 1)
-        cost = clustered_mean(self.feedback(measured.cost, seed), measured.prompt)
-        variance = within_cluster_variance(measured.cost, measured.prompt)
-        lam, integral = next_lambda(self.constraint, beta, state, cost, variance)
-        lowest = min(state.lowest_cost, _mean_lowest(data, measured, chosen))
-        violation = cost.mean - self.constraint.c_limit
-        alarm = "none"
-        if self.constraint.kind == "dual":
-            alarm = dual.alarm(lam, self.constraint.lambda_max, violation, cost.se, lowest, self.constraint.c_limit)
-        data.update(
-            lam=lam,
-            integral=integral,
-            round=state.round + 1,
-            sampled=state.sampled + len(measured.samples),
-            sampled_tokens=state.sampled_tokens + measured.tokens,
-            scored=state.scored + measured.scored,
-            lowest_cost=lowest,
-            expected_cost=cost.mean,
-            expected_cost_se=cost.se,
-            alarm=alarm,
+    def step(self, data: PairDataModule, measured: Measurement) -> HistoryRow:
+        """Update the multipliers in the data module; return the round's row of the history."""
+        before, loop = data.dual, self.loop
+        data.dual, row = dual_round(
+            measured,
+            loop.constraints,
+            before,
+            loop.update,
+            loop.beta,
+            lowest=lowest_seen(loop.constraints, before, data.base, measured),
+            oracle=Oracle(self.feedback, stream_seed(loop.seed, Stream.SAFETY_ORACLE, before.round + 1)),
         )
-        utility = data.objective.utility(measured.reward, measured.cost, state.lam)
-        return {
-            "round": data.dual.round,
-            "dual/lambda": state.lam,
-            "dual/lambda_next": lam,
-            "dual/expected_cost": cost.mean,
-            "dual/expected_cost_se": cost.se,
-            "dual/violation": violation,
-            "dual/effective_sample_size": effective_share(measured, utility, beta),
-            **measured.facts(),
-        }
+        data.counts = data.counts.plus(measured)
+        utility = data.objective.utility(measured.scores, measured.prompt, before)
+        return {**row, "dual/effective_sample_size": effective_share(measured, utility, loop.beta), **measured.facts()}
 
-    def _note_best(self, data: PairDataModule, measured: Measurement) -> bool:
-        """Notes in the data module, and says, that this round meets the limit with the best E[r] - beta KL of those that did."""
+    def _is_best(self, data: PairDataModule, measured: Measurement) -> bool:
+        """Note in the data module, and return, whether this round meets every limit with the best E[r] - beta KL so far."""
+        without = replace(data.dual, lam=dict.fromkeys(data.dual.lam, 0.0))
         kl = float((measured.policy_logp - measured.reference_logp).mean())
-        value = float(data.objective.utility(measured.reward, measured.cost, 0.0).mean()) - self.policy.beta * kl
-        if data.dual.expected_cost > self.constraint.c_limit or value <= data.dual.best_value:
-            return False
-        data.update(best_round=data.dual.round, best_value=value)
-        return True
+        reward = float(data.objective.utility(measured.scores, measured.prompt, without).mean())
+        value = reward - self.loop.beta * kl
+        met = all(data.dual.measured[c.name] <= c.limit for c in self.loop.constraints)
+        if met and value > data.best.value:
+            data.best = BestRound(data.dual.round, value)
+            return True
+        return False
 
     def _save(self, weights: dict[str, Tensor]) -> None:
         if ranks.is_first():
             with whole_file(self.folder / "best_feasible.safetensors") as temporary:
                 save_file(weights, temporary)
-
-
-def _mean_lowest(data: PairDataModule, measured: Measurement, chosen: Tensor) -> float:
-    """Mean over prompts of the smallest cost among the data set's responses and these samples."""
-    lowest = data.base.lowest_cost()
-    lowest = lowest.scatter_reduce(0, chosen[measured.prompt], measured.cost.to(lowest.dtype), "amin")
-    return float(lowest[lowest.isfinite()].mean())

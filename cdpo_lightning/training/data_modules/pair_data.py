@@ -13,14 +13,16 @@ from torch import Tensor
 
 from cdpo_lightning import ranks
 from cdpo_lightning.config import PolicyConfig
+from cdpo_lightning.constraints.constraint import DualState
 from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader
-from cdpo_lightning.data.pairs.objectives import LagrangianPreference, Objective
+from cdpo_lightning.data.pairs.objectives import Objective
 from cdpo_lightning.data.pairs.pair_rows import GroupRow, group_rows, prompt_groups
 from cdpo_lightning.data.pairs.pair_table import PairTable, concatenate
+from cdpo_lightning.evaluation.evaluator import SampleCounts
 from cdpo_lightning.maths.preference import anchor_weights
 from cdpo_lightning.text.packing import PackedRows, pack, row_length
 
-ExplorationBonus = Callable[[PairTable, float], Tensor]  # nats [N] by which the reference is raised where little was seen
+ExplorationBonus = Callable[[PairTable, DualState], Tensor]  # nats [N] by which the reference is raised where little was seen
 _ANCHOR_PROMPTS = 4  # prompts of a batch whose reference responses ride along with it
 
 
@@ -31,12 +33,12 @@ class PolicyBatch:
     rows: PackedRows
     reference_logp: Tensor
     pair: Tensor  # [B, 2] into the responses
-    target: Tensor
+    target: Tensor  # [B]
+    temperature: float  # of the loss, units of the label's logit per nat
     anchor_rows: PackedRows | None = None
     anchor_weight: Tensor | None = None
     weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
     anchor_share: float = 1.0  # as `weight`, of the mean over the anchor's prompts
-    temperature: float | None = None  # of the loss, per nat; None: beta of the configuration
 
     @property
     def trained_tokens(self) -> int:
@@ -50,43 +52,31 @@ class PolicyBatch:
 
 
 @dataclass(frozen=True)
-class DualState:
-    """Everything the dual loop remembers from one round to the next."""
+class BestRound:
+    """The best round whose policy met every limit; number 0: none yet."""
 
-    lam: float
-    integral: float = 0.0
-    round: int = 0
-    sampled: int = 0
-    sampled_tokens: int = 0
-    scored: int = 0
-    lowest_cost: float = float("inf")  # mean over prompts of the smallest cost seen
-    expected_cost: float = float("nan")
-    expected_cost_se: float = float("nan")
-    alarm: str = "none"
-    best_round: int = 0  # 0: no feasible round yet
-    best_value: float = float("-inf")
+    number: int = 0
+    value: float = float("-inf")  # E[r] - beta KL of its samples, reward units
 
 
 class PairDataModule(L.LightningDataModule):
-    """Derives the labels from lambda whenever an epoch's loader is made, so none can be stale."""
+    """The owner of the multipliers. It derives the labels from them whenever an epoch's loader is made, so none can be stale."""
 
     def __init__(
         self,
         table: PairTable,
         policy: PolicyConfig,
-        lam: float,
+        objective: Objective,
+        dual: DualState,
         seed: int,
         anchor: PairTable | None = None,
-        objective: Objective | None = None,
         exploration_bonus: ExplorationBonus | None = None,
     ) -> None:
         super().__init__()
-        self.base, self.policy, self.seed, self.anchor = table, policy, seed, anchor
-        self.objective = objective or LagrangianPreference(policy.beta, policy.labels)
-        self.exploration_bonus = exploration_bonus
-        self.fresh: list[PairTable] = []
-        lowest = float(table.lowest_cost()[table.prompt_N.unique()].mean())
-        self.dual = DualState(lam=lam, integral=lam, lowest_cost=lowest)
+        self.base, self.policy, self.objective, self.dual, self.seed = table, policy, objective, dual, seed
+        self.anchor, self.exploration_bonus = anchor, exploration_bonus
+        self.fresh: list[PairTable] = []  # on-policy pairs of the last rounds
+        self.counts, self.best = SampleCounts(), BestRound()
 
     @property
     def table(self) -> PairTable:
@@ -97,37 +87,35 @@ class PairDataModule(L.LightningDataModule):
         """Adds on-policy pairs; the oldest round beyond the window leaves."""
         self.fresh = [*self.fresh, table][-self.policy.refresh_window :]
 
-    def update(self, **changes: Any) -> None:
-        """The dual state with `changes`."""
-        self.dual = replace(self.dual, **changes)
-
     def train_dataloader(self) -> ResumableLoader:
         """The pairs with the labels of the present lambda, in the order of (seed, epoch)."""
         table, epoch = self.table, self.trainer.current_epoch if self.trainer else 0
-        target = self.objective.target(table, self.dual.lam).float()
+        target = self.objective.target(table, self.dual).float()
         per_row = min(self.policy.pairs_per_row, self.policy.batch_size)
         rows = group_rows(table, prompt_groups(table, per_row, self.seed, epoch))
         batch = max(1, self.policy.batch_size * len(rows) // len(table))  # rows that hold `batch_size` pairs on average
         order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
         if self.exploration_bonus is not None and self.fresh:  # not before the first round: the policy begins at its reference
-            table = replace(table, reference_logp_N=table.reference_logp_N + self.exploration_bonus(table, self.dual.lam))
-        collate = _Collate(table, target, self.objective.temperature(self.dual.lam), self._anchor_weights())
+            table = replace(table, reference_logp_N=table.reference_logp_N + self.exploration_bonus(table, self.dual))
+        collate = _Collate(table, target, self.objective.temperature(self.dual), self._anchor_weights())
         return ResumableLoader(rows, order, collate)
 
     def _anchor_weights(self) -> tuple[PairTable, Tensor] | None:
         if self.anchor is None or self.policy.anchor == 0:
             return None
-        utility = self.objective.utility(self.anchor.reward_N, self.anchor.cost_N, self.dual.lam)
+        utility = self.objective.utility(self.anchor.scores, self.anchor.prompt_N, self.dual)
         weight = anchor_weights(utility, self.policy.beta, self.anchor.prompt_N, len(self.anchor.prompts))
         return self.anchor, weight.float()
 
     def state_dict(self) -> dict[str, Any]:
-        """Lambda, the controller's memory and the refreshed pairs."""
-        return {"dual": dict(vars(self.dual)), "fresh": [table.state() for table in self.fresh]}
+        """Return the multipliers, the memory of update and measures, the counts and the refreshed pairs."""
+        counts, best = dict(vars(self.counts)), dict(vars(self.best))
+        return {"dual": self.dual.state(), "counts": counts, "best": best, "fresh": [table.state() for table in self.fresh]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.dual = DualState(**state_dict["dual"])
+        self.counts, self.best = SampleCounts(**state_dict["counts"]), BestRound(**state_dict["best"])
         self.fresh = [PairTable.from_state(state, self.base.prompts) for state in state_dict["fresh"]]
 
 

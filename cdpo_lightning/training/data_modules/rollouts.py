@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from cdpo_lightning.config import ConstraintConfig, PPOConfig
-from cdpo_lightning.data.batching import LengthBuckets, choose_prompts, sorted_batches
-from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
-from cdpo_lightning.maths import dual
+from cdpo_lightning.config import PPOConfig
+from cdpo_lightning.constraints.constraint import REWARD, DualState
+from cdpo_lightning.constraints.dual_round import HistoryRow, dual_round
+from cdpo_lightning.data.batching import LengthBuckets, sorted_batches
+from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator, SampleCounts
 from cdpo_lightning.maths.ppo import generalised_advantage, kl_coefficient, kl_streams, lagrangian_advantage
-from cdpo_lightning.maths.statistics import clustered_mean
 from cdpo_lightning.models.lm.packed_forward import numerics, response_token_logp
 from cdpo_lightning.models.lm.placement import on_device
-from cdpo_lightning.streams import Stream, generator, stream_seed
+from cdpo_lightning.streams import Stream, generator
 from cdpo_lightning.text.packing import PackedRows, Row, pack, row_length
-from cdpo_lightning.training.data_modules.pair_data import DualState
+from cdpo_lightning.training.dual_loop import DualLoop, measure_round
 from cdpo_lightning.training.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.training.strategies import whole_model
 
@@ -36,118 +36,109 @@ _PER_ROW = 8  # episodes of one prompt read side by side
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """A prompt with some of its episodes, and the constants of their tokens one after the other: `token_6N` holds log pi, the
-    advantage, the two old values and the two returns."""
+    """A prompt with some of its episodes, and the constants of their tokens, one after the other.
+
+    `token_XN` holds, for each token, log pi, the advantage, the old value of every critic, and the return of every critic.
+    """
 
     row: Row
-    token_6N: Tensor
+    token_XN: Tensor
 
 
 class Rollouts(L.LightningDataModule):
-    """Samples, scores, steps lambda, works out advantages; then the round's batches, `passes` times over."""
+    """The owner of the multipliers of PPO: samples, scores, runs the dual round, computes advantages; then the round's batches."""
 
     def __init__(
         self,
         module: PPOModule,
         evaluator: PolicyEvaluator,
         prompts: Sequence[str],
-        constraint: ConstraintConfig,
-        beta: float,
-        seed: int,
+        loop: DualLoop,
+        dual: DualState,
         demonstrations: Sequence[Row] = (),
     ) -> None:
         super().__init__()
         self.module, self.evaluator, self.prompts = module, evaluator, list(prompts)
         self.ppo: PPOConfig = module.config
-        self.constraint, self.beta, self.seed, self.demonstrations = constraint, beta, seed, demonstrations
-        self.dual = DualState(lam=self.ppo.lambda_init)
-        self.window: list[float] = []
-        self.row: dict[str, Any] = {}  # what the history is told of the round
+        self.loop, self.dual, self.demonstrations = loop, dual, demonstrations
+        self.windows: dict[str, list[float]] = {c.name: [] for c in loop.constraints}  # phi of the last episodes
+        self.counts = SampleCounts()
+        self.row: HistoryRow = {}  # of the present round
 
     def train_dataloader(self) -> DataLoader[PPOBatch]:
-        """The round of the present epoch."""
+        """Return the batches of the present epoch's round, `passes` times over its episodes."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         if epoch >= self.ppo.rounds:  # a stage that had ended is resumed: Lightning asks for a loader that it never reads
             return DataLoader([])
-        # Resumed, Lightning asks for the last round's too, counts it and lets it go: not to be stepped twice.
+        # Resumed, Lightning asks for the last round's too, counts its batches and drops it: lambda must not be updated twice.
         if epoch < self.dual.round:
             return DataLoader([None])
-        prompts_seed, samples_seed = (stream_seed(self.seed, s, epoch + 1) for s in (Stream.DUAL_PROMPTS, Stream.DUAL_SAMPLES))
-        chosen = choose_prompts(len(self.prompts), self.constraint.prompts, prompts_seed)
-        prompts = [self.prompts[i] for i in chosen.tolist()]
         with self._whole(self.module.model) as model:
-            measured = self.evaluator.measure(model, prompts, self.ppo.samples_per_prompt, samples_seed)
+            measured = measure_round(self.loop, self.evaluator, model, self.prompts, epoch + 1)
         self.step(measured)
-        rows = self.episodes(measured, prompts)
+        rows = self.episodes(measured)
         size = max(1, self.ppo.batch_size // _PER_ROW)
         lengths = [row_length(*episode.row) for episode in rows]
         first = epoch * self.ppo.passes
-        batches = [b for n in range(self.ppo.passes) for b in LengthBuckets(lengths, size, self.seed, first + n)]
+        batches = [b for n in range(self.ppo.passes) for b in LengthBuckets(lengths, size, self.loop.seed, first + n)]
         collate = _Collate(self._demonstrations(epoch))
         return DataLoader(rows, batch_sampler=batches, collate_fn=collate, num_workers=0)
 
     def step(self, measured: Measurement) -> None:
-        """Steps log lambda on the mean cost of the last `window` episodes [SafeRLHF]."""
-        c, state = self.constraint, self.dual
-        # Samples stand prompt by prompt: the i-th of every prompt first, so that a short window holds all prompts alike.
-        costs = measured.cost.view(int(measured.prompt.max()) + 1, -1).T.flatten().tolist()
-        self.window = [*self.window, *costs][-self.ppo.window :]
-        mean = sum(self.window) / len(self.window)
-        lam = dual.log_step(state.lam, mean, c.c_limit, c.lambda_lr, 1e-4, c.lambda_max)
-        cost = clustered_mean(measured.cost, measured.prompt)
-        violation = cost.mean - c.c_limit
-        self.dual = replace(
-            state,
-            lam=lam,
-            round=state.round + 1,
-            sampled=state.sampled + len(measured.samples),
-            sampled_tokens=state.sampled_tokens + measured.tokens,
-            scored=state.scored + measured.scored,
-            expected_cost=cost.mean,
-            expected_cost_se=cost.se,
-            alarm=dual.alarm(lam, c.lambda_max, violation, cost.se, None, c.c_limit),
-        )
-        self.row = {
-            "round": self.dual.round,
-            "dual/lambda": state.lam,
-            "dual/lambda_next": lam,
-            "dual/expected_cost": cost.mean,
-            "dual/expected_cost_se": cost.se,
-            "dual/violation": violation,
-            **measured.facts(),
-        }
+        """Run the dual round; the update is given the mean of the last `window` episodes [SafeRLHF]."""
+        means = {}
+        for c in self.loop.constraints:
+            # Samples are ordered by prompt. Take the i-th of every prompt first, so that a short window covers all prompts alike.
+            phi = self.dual.phi(c, measured.scores[c.score][c.covers(measured.prompt)])
+            prompts = len(measured.prompt[c.covers(measured.prompt)].unique())
+            window = [*self.windows[c.name], *phi.view(prompts, -1).T.flatten().tolist()][-self.ppo.window :]
+            self.windows[c.name] = window
+            means[c.name] = sum(window) / len(window)
+        self.dual, row = dual_round(measured, self.loop.constraints, self.dual, self.loop.update, self.loop.beta, values=means)
+        self.counts = self.counts.plus(measured)
+        self.row = {**row, **measured.facts()}
 
-    def episodes(self, measured: Measurement, prompts: Sequence[str]) -> list[EpisodeRow]:
-        """The episodes of the round's prompts, with advantages under the present lambda."""
-        ids = [self.evaluator.encoder.prompt(prompt) for prompt in prompts]
-        per_prompt = len(measured.samples) // len(prompts)
+    def episodes(self, measured: Measurement) -> list[EpisodeRow]:
+        """Return the episodes of the round's prompts, with advantages under the present multipliers."""
+        numbers = measured.prompt.unique().tolist()
+        ids = [self.evaluator.encoder.prompt(self.prompts[i]) for i in numbers]
+        per_prompt = len(measured.samples) // len(ids)
         parts = [(p, range(i, min(i + _PER_ROW, per_prompt))) for p in range(len(ids)) for i in range(0, per_prompt, _PER_ROW)]
         rows: list[Row] = [(ids[p], [measured.samples[p * per_prompt + i].tokens for i in own]) for p, own in parts]
-        token_6N = self._constants(rows, measured)
+        token_XN = self._constants(rows, measured)
         counts = [sum(map(len, responses)) for _, responses in rows]
-        return [EpisodeRow(row, part) for row, part in zip(rows, token_6N.split(counts, 1), strict=True)]
+        return [EpisodeRow(row, part) for row, part in zip(rows, token_XN.split(counts, 1), strict=True)]
 
     def _constants(self, rows: list[Row], measured: Measurement) -> Tensor:
-        """log pi, advantage, values and returns of every token, [6, N], episodes in the order of the samples."""
-        flat = []
-        with self._whole(self.module.model) as model:
-            flat.append(self._per_token(lambda r: response_token_logp(model, r), rows))
-        with on_device(self.evaluator.reference):
-            flat.append(self._per_token(lambda r: response_token_logp(self.evaluator.reference, r), rows))
-        for network in (self.module.reward_critic, self.module.cost_critic):
-            with self._whole(network) as critic:
-                flat.append(self._per_token(critic, rows))
+        """Return log pi, advantage, values and returns of every token, [2 + 2V, N], episodes in the order of the samples."""
+        flat = self._token_outputs(rows)
         lengths = [len(s.tokens) for s in measured.samples]
-        logp, reference, reward_value, cost_value = (pad_sequence(f.split(lengths), batch_first=True) for f in flat)
+        logp, reference, *values = (pad_sequence(f.split(lengths), batch_first=True) for f in flat)
         mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in lengths], batch_first=True)
-        kl = kl_coefficient(self.ppo.kl, self.beta, self.dual.lam)
-        streams = kl_streams(measured.reward, measured.cost, logp, reference, mask, kl, self.ppo.score_clip)
-        (reward_advantage, reward_return), (cost_advantage, cost_return) = (
+        constraints = self.loop.constraints
+        lam = [self.dual.lam[c.name] for c in constraints]
+        costs = [c.weighted(self.dual.phi(c, measured.scores[c.score]), measured.prompt) for c in constraints]
+        kl = kl_coefficient(self.ppo.kl, self.loop.beta, sum(lam))
+        streams = kl_streams(measured.scores[REWARD], torch.stack(costs), logp, reference, mask, kl, self.ppo.score_clip)
+        pairs = [
             generalised_advantage(stream, value, mask, self.ppo.gamma, self.ppo.gae_lambda)
-            for stream, value in zip(streams, (reward_value, cost_value), strict=True)
-        )
-        advantage = lagrangian_advantage(reward_advantage, cost_advantage, self.dual.lam)
-        return torch.stack([t[mask] for t in (logp, advantage, reward_value, cost_value, reward_return, cost_return)])
+            for stream, value in zip(streams, values, strict=True)
+        ]
+        advantages, returns = zip(*pairs, strict=True)
+        advantage = lagrangian_advantage(advantages[0], advantages[1:], lam)
+        return torch.stack([t[mask] for t in (logp, advantage, *values, *returns)])
+
+    def _token_outputs(self, rows: list[Row]) -> list[Tensor]:
+        """Return log pi, log pi_ref and the value of every critic, each of all tokens, [N]."""
+        outputs = []
+        with self._whole(self.module.model) as model:
+            outputs.append(self._per_token(lambda r: response_token_logp(model, r), rows))
+        with on_device(self.evaluator.reference):
+            outputs.append(self._per_token(lambda r: response_token_logp(self.evaluator.reference, r), rows))
+        for network in self.module.critics.values():
+            with self._whole(network) as critic:
+                outputs.append(self._per_token(critic, rows))
+        return outputs
 
     def _whole(self, network: nn.Module) -> AbstractContextManager[nn.Module]:
         return whole_model(self.trainer, network) if self.trainer else nullcontext(network)
@@ -169,16 +160,18 @@ class Rollouts(L.LightningDataModule):
         """The demonstrations that ride along with the round's batches, in the order of (seed, epoch); none if ptx is off."""
         if not self.ppo.ptx or not self.demonstrations:
             return []
-        order = torch.randperm(len(self.demonstrations), generator=generator(self.seed, Stream.DEMONSTRATION_ORDER, epoch))
+        order = torch.randperm(len(self.demonstrations), generator=generator(self.loop.seed, Stream.DEMONSTRATION_ORDER, epoch))
         return [self.demonstrations[i] for i in order.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Lambda, the counts and the window."""
-        return {"dual": dict(vars(self.dual)), "window": list(self.window)}
+        """Return the multipliers, the counts and the windows."""
+        windows = {name: list(window) for name, window in self.windows.items()}
+        return {"dual": self.dual.state(), "counts": dict(vars(self.counts)), "windows": windows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
-        self.dual, self.window = DualState(**state_dict["dual"]), list(state_dict["window"])
+        """Restore what `state_dict` returned."""
+        self.dual, self.counts = DualState(**state_dict["dual"]), SampleCounts(**state_dict["counts"])
+        self.windows = {name: list(window) for name, window in state_dict["windows"].items()}
 
 
 class _Collate:
@@ -188,13 +181,14 @@ class _Collate:
         self._demonstrations, self._next = demonstrations, 0
 
     def __call__(self, episodes: Sequence[EpisodeRow]) -> PPOBatch:
-        token_6N = torch.cat([episode.token_6N for episode in episodes], 1).float()
+        token_XN = torch.cat([episode.token_XN for episode in episodes], 1).float()
+        critics = len(token_XN) // 2 - 1
         return PPOBatch(
             rows=pack([episode.row for episode in episodes]),
-            old_logp=token_6N[0],
-            advantage=token_6N[1],
-            old_value_2N=token_6N[2:4],
-            returns_2N=token_6N[4:6],
+            old_logp=token_XN[0],
+            advantage=token_XN[1],
+            old_values_VN=token_XN[2 : 2 + critics],
+            returns_VN=token_XN[2 + critics :],
             demonstrations=self._ptx(len(episodes)),
         )
 

@@ -32,16 +32,16 @@ class PolicyModule(Learner):
         logp = response_logp(self.model, batch.rows)
         log_ratio = (logp - batch.reference_logp)[batch.pair]
         if self.global_step == 0:
-            self._check_step_0(log_ratio.detach())
-        loss = self._preference_loss(log_ratio, batch.target, batch.temperature) * batch.weight
+            self._check_step_0(log_ratio.detach(), batch.temperature)
+        loss = self.preference_loss(log_ratio, batch.target, batch.temperature) * batch.weight
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(loss.detach(), logp.detach()[batch.pair], log_ratio.detach(), batch)
         return loss if batch.anchor_rows is None else loss + self._anchor(batch)
 
-    def _preference_loss(self, log_ratio: Tensor, target: Tensor, temperature: float | None = None) -> Tensor:
+    def preference_loss(self, log_ratio: Tensor, target: Tensor, temperature: float) -> Tensor:
+        """Return the mean loss of pairs with log-ratios [B, 2] and labels [B], nats for `sigmoid`."""
         c = self.config
-        factor = c.beta if temperature is None else temperature
-        return dpo_loss(log_ratio[:, 0], log_ratio[:, 1], target, factor, c.loss, c.label_smoothing).mean()
+        return dpo_loss(log_ratio[:, 0], log_ratio[:, 1], target, temperature, c.loss, c.label_smoothing).mean()
 
     def _anchor(self, batch: PolicyBatch) -> Tensor:
         assert batch.anchor_rows is not None
@@ -49,11 +49,11 @@ class PolicyModule(Learner):
         logp = response_logp(self.model, batch.anchor_rows)
         return self.config.anchor * anchor_loss(logp, batch.anchor_weight) * batch.anchor_share
 
-    def _check_step_0(self, log_ratio: Tensor) -> None:
+    def _check_step_0(self, log_ratio: Tensor, temperature: float) -> None:
         """Before the first step the policy is the reference and the loss is ln 2 exactly; rounding aside, nothing else will do."""
         error = float(log_ratio.abs().mean())
         if not error <= _STEP_0_TOLERANCE[str(self.trainer.precision)]:
-            loss = float(self._preference_loss(log_ratio, torch.full_like(log_ratio[:, 0], 0.5)))
+            loss = float(self.preference_loss(log_ratio, torch.full_like(log_ratio[:, 0], 0.5), temperature))
             raise NumericsError(
                 f"step 0: policy and reference differ by {error:.3g} nats a response (loss {loss:.4f}, expected ln 2 = 0.6931); "
                 "the reference's log-probabilities are of other weights, another template or another precision"

@@ -1,7 +1,8 @@
-"""PPO-Lagrangian: actor, reward critic and cost critic under one optimizer."""
+"""PPO-Lagrangian: the actor, a critic of the reward and one of every constraint, under one optimizer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,6 @@ from cdpo_lightning.text.packing import PackedRows
 from cdpo_lightning.training.modules.learner import Learner
 from cdpo_lightning.training.modules.optimization import adamw_groups, cosine_to
 
-_NETWORKS = 3  # actor and two critics read every token
-
 
 @dataclass(frozen=True)
 class PPOBatch:
@@ -26,14 +25,15 @@ class PPOBatch:
     rows: PackedRows
     old_logp: Tensor
     advantage: Tensor
-    old_value_2N: Tensor  # of the reward and of the cost critic
-    returns_2N: Tensor
+    old_values_VN: Tensor  # of every critic: the reward's, then one for each constraint
+    returns_VN: Tensor
     demonstrations: PackedRows | None = None
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that are read with a gradient, summed over the networks."""
-        return _NETWORKS * self.rows.tokens + (self.demonstrations.tokens if self.demonstrations is not None else 0)
+        """Number of tokens that are read with a gradient, summed over the actor and the critics."""
+        episodes = (1 + len(self.old_values_VN)) * self.rows.tokens
+        return episodes + (self.demonstrations.tokens if self.demonstrations is not None else 0)
 
     def to(self, device: torch.device | str, **_: Any) -> PPOBatch:
         """The same batch on `device`."""
@@ -41,22 +41,27 @@ class PPOBatch:
 
 
 class PPOModule(Learner):
-    """Minimises the clipped policy loss, both clipped value losses and the demonstrations' negative log-likelihood [SafeRLHF]."""
+    """Minimises the clipped policy loss, all clipped value losses and the demonstrations' negative log-likelihood [SafeRLHF]."""
 
-    def __init__(self, model: nn.Module, reward_critic: ValueModel, cost_critic: ValueModel, config: PPOConfig) -> None:
+    def __init__(self, model: nn.Module, critics: Mapping[str, ValueModel], config: PPOConfig) -> None:
         super().__init__()
-        self.model, self.reward_critic, self.cost_critic, self.config = model, reward_critic, cost_critic, config
+        self.model, self.config, self.critic_names = model, config, tuple(critics)
+        for name, critic in critics.items():
+            self.add_module(f"{name}_critic", critic)
+
+    @property
+    def critics(self) -> dict[str, nn.Module]:
+        """The critics by the name of their score: `reward`, then the constraints."""
+        return {name: self.get_submodule(f"{name}_critic") for name in self.critic_names}
 
     def training_step(self, batch: PPOBatch, _: int) -> Tensor:
-        """The sum of the losses: networks share no weight, so each one's gradient is that of its own."""
+        """Return the sum of the losses: networks share no weight, so each one's gradient is that of its own."""
         c = self.config
         logp = response_token_logp(self.model, batch.rows)
         losses = {"loss/policy": clipped_policy_loss(logp, batch.old_logp, batch.advantage, c.clip)}
-        for location, (name, critic) in enumerate((("reward", self.reward_critic), ("cost", self.cost_critic))):
-            value = critic(batch.rows)
-            losses[f"loss/{name}_value"] = clipped_value_loss(
-                value, batch.old_value_2N[location], batch.returns_2N[location], c.value_clip
-            )
+        constants = zip(batch.old_values_VN, batch.returns_VN, strict=True)
+        for (name, critic), (old_value, returns) in zip(self.critics.items(), constants, strict=True):
+            losses[f"loss/{name}_value"] = clipped_value_loss(critic(batch.rows), old_value, returns, c.value_clip)
         if batch.demonstrations is not None:
             tokens = len(batch.demonstrations.target_N)
             losses["loss/ptx"] = -c.ptx * response_logp(self.model, batch.demonstrations).sum() / tokens
@@ -67,5 +72,5 @@ class PPOModule(Learner):
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """One AdamW with a group for the actor and one for each critic; learning rates along a cosine over the rounds."""
         c = self.config
-        groups = [(self.model, c.lr), (self.reward_critic, c.critic_lr), (self.cost_critic, c.critic_lr)]
+        groups = [(self.model, c.lr), *((critic, c.critic_lr) for critic in self.critics.values())]
         return adamw_groups(groups, 0.0, cosine_to(c.rounds, c.lr_final), "epoch")

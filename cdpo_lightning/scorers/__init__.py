@@ -1,0 +1,1 @@
+"""Scorers: numbers for (prompt, response), each with an identity for the store."""

@@ -1,0 +1,42 @@
+"""What a round of the dual loop measures: on which prompts, with how many samples, under which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from cdpo_lightning.constraints.constraint import Constraint
+from cdpo_lightning.constraints.updates import Update
+from cdpo_lightning.data.batching import choose_prompts
+from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
+from cdpo_lightning.streams import Stream, stream_seed
+
+
+@dataclass(frozen=True)
+class DualLoop:
+    """The constraints of a run, and how often and on how many samples they are measured."""
+
+    constraints: Sequence[Constraint]
+    update: Update | None  # None: lambda stays
+    beta: float  # KL weight, reward units per nat
+    every_k_epochs: int
+    prompts: int  # sampled in a round; 0: all
+    samples_per_prompt: int
+    seed: int
+
+    def round_prompts(self, count: int, number: int) -> Tensor:
+        """Return the numbers of the prompts of a round, in ascending order, of `count` prompts."""
+        return choose_prompts(count, self.prompts, stream_seed(self.seed, Stream.DUAL_PROMPTS, number))
+
+    def samples_seed(self, number: int) -> int:
+        """Return the seed of the samples of a round."""
+        return stream_seed(self.seed, Stream.DUAL_SAMPLES, number)
+
+
+def measure_round(loop: DualLoop, evaluator: PolicyEvaluator, model: nn.Module, prompts: Sequence[str], number: int) -> Measurement:
+    """Return the measurement of a round's samples; their prompts are numbered among all `prompts` of the run."""
+    chosen = loop.round_prompts(len(prompts), number)
+    measured = evaluator.measure(model, [prompts[i] for i in chosen.tolist()], loop.samples_per_prompt, loop.samples_seed(number))
+    return replace(measured, prompt=chosen[measured.prompt])
