@@ -128,6 +128,21 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path`, whole or not at all; its folder is made where there is none.
+
+    Raises:
+        StorageError: there is no space or no permission to write there.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write the text as UTF-8 with its line ends as they are; what UTF-8 cannot encode becomes `?`. See `write_bytes`."""
+    write_bytes(path, content.encode("utf-8", errors="replace"))
+
+
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Around what only one process of this machine may do at a time, the one that holds the lock `path`; the others wait.

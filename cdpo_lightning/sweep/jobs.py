@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo_lightning.errors import StorageError
-from cdpo_lightning.report.write import write_text
+from cdpo_lightning.store.files import write_text
 
 STATES = ("waiting", "running", "done", "failed")
 
