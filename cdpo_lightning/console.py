@@ -1,4 +1,4 @@
-"""The screen of a run: the stages as they end, the dual's rounds, the table and the verdict. Quiet on other ranks."""
+"""What a run prints: each stage as it ends, the dual rounds, the final table and the verdict. Only the first rank prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cdpo_lightning import ranks, report
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.data.corpus import Corpus
 
-_SHOWN = {
+_FORMATS = {
     "sft/loss": "held-out loss {:.3f} nats a token",
     "reward/pair_accuracy": "held-out pair accuracy {:.1%}",
     "cost/pair_accuracy": "held-out pair accuracy {:.1%}",
@@ -30,26 +30,23 @@ _SHOWN = {
 
 
 def quiet_libraries() -> None:
-    """Silences what other libraries print in the middle of a run: progress bars of saving and loading, DeepSpeed's guess.
-
-    To save a model, transformers asks accelerate, which imports DeepSpeed where it is installed; unless it is told, that warns that
-    there is no GPU.
-    """
+    """Silence what other libraries print during a run: progress bars, and warnings of DeepSpeed and transformers."""
     disable_progress_bar()
-    gguf.tqdm = partial(gguf.tqdm, disable=True)  # this one does not ask whether bars are wanted
+    gguf.tqdm = partial(gguf.tqdm, disable=True)  # transformers' switch above does not reach this bar
     warnings.filterwarnings("ignore", message=".torch.distributed.*. is deprecated", category=FutureWarning)  # by DeepSpeed
-    set_verbosity_error()  # the table of weights that a part of a model leaves out; what is missing is refused by us
+    set_verbosity_error()  # transformers lists the weights that a score model leaves out; our loader refuses what is missing
     if not torch.cuda.is_available():
+        # Saving a model imports accelerate, and with it DeepSpeed, which warns that there is no GPU unless this is set.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 class Screen:
-    """Prints one line as each stage ends."""
+    """The lines that a run prints; nothing on other ranks than the first."""
 
     def __init__(self, config: RunConfig) -> None:
         self.console = Console(quiet=not ranks.is_first(), highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
-            self.console.width = max(self.console.width, 100)  # of a file it is 80: too narrow for the final table
+            self.console.width = max(self.console.width, 100)  # rich takes 80 for a file, which is too narrow for the final table
         self.progress = self.console.is_terminal and ranks.is_first()
         self._start = time.perf_counter()
         c = config.constraint
@@ -58,30 +55,32 @@ class Screen:
         self.say("cost > 0 is harmful; lambda in reward per cost")
 
     def say(self, text: str) -> None:
-        """Prints a line as it is."""
+        """Print a line as it is."""
         report.say(text, self.console)
 
     def data(self, corpus: Corpus) -> None:
-        """What the audit found, and the licence and content notices, once."""
+        """Print the licence and content notices, and the counts of the audit."""
         for notice in corpus.notices:
             self.say(f"note: {notice}")
-        counts = {k.removeprefix("data/"): v for k, v in corpus.metrics.items() if k.startswith("data/") and v}
+        counts = {key.removeprefix("data/"): count for key, count in corpus.metrics.items() if key.startswith("data/") and count}
         self.say(f"{'data':<10} " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Times a stage; what it is told is printed when it ends."""
-        start, facts = time.perf_counter(), {}  # type: ignore[var-annotated]
-        yield facts.update
-        shown = [_SHOWN.get(k, f"{k} {{:,}}").format(v) for k, v in facts.items() if k in _SHOWN or "/" not in k]
+        """Time a stage; when it ends, print its seconds and the results that were passed to the function yielded."""
+        results: dict[str, Any] = {}
+        start = time.perf_counter()
+        yield results.update
+        known = {key: value for key, value in results.items() if key in _FORMATS or "/" not in key}
+        shown = [_FORMATS.get(key, f"{key} {{:,}}").format(value) for key, value in known.items()]
         self.say(f"{name:<10} {', '.join(shown):<66} {time.perf_counter() - start:6.1f} s")
 
     def round(self, row: Mapping[str, Any]) -> None:
-        """One line per dual round."""
+        """Print one line for a dual round."""
         self.say(f"  {row['who']:<8} {report.dual_round_line(row)}")
 
     def end(self, metrics: Mapping[str, Any], folder: Path) -> None:
-        """The final table, the verdict and where everything is."""
+        """Print the final table, the verdict, and the path of the report or else of the run's folder."""
         report.final_table(metrics, self.console)
         self.say(report.verdict(metrics))
         page = folder / "report" / "index.html"

@@ -1,6 +1,7 @@
-"""The methods: what each is made of, and the groups `method`, `primal_dual` and `ppo`.
+"""The methods: how each is trained and shown, and the groups `method`, `primal_dual` and `ppo`.
 
-A method is data: which trainer runs it, and which values of the run's groups it replaces. Nothing else knows the methods by name.
+A method is data: its trainer, the values of the run's groups that it replaces, and its title and colour in reports. Nothing else
+knows the methods by name.
 """
 
 from __future__ import annotations
@@ -12,16 +13,29 @@ from types import MappingProxyType
 from cdpo_lightning.config.checks import choice, require
 
 
+@dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """How tables, pages and figures show a policy."""
+
+    title: str  # in tables, labels and headings
+    in_sentence: str = ""  # inside a sentence, where that is not the title
+    colour: str = ""  # of its points and lines, #rrggbb; "": a spare colour, chosen by its name
+    marker: str = "o"  # of its points, a marker of matplotlib
+    hollow: bool = False  # its points are large and not filled, so that they hide no other point with the same coordinates
+    opponent: bool = False  # the evaluation compares the other policies with it, prompt by prompt
+    prominence: int = 0  # verdict and titles are about the evaluated policy where this is highest; below 0: a baseline
+
+
 @dataclass(frozen=True)
-class MethodSpec:
-    """How a method is trained, and which keys of the groups `policy`, `constraint` and `primal_dual` it sets itself."""
+class MethodSpec(Presentation):
+    """How a method is shown, how it is trained, and which keys of `policy`, `constraint` and `primal_dual` it sets itself."""
 
     trainer: str  # none: it is the reference; preference; primal_dual; ppo
     kind: str = "none"  # constraint.kind: how its lambda moves
     policy: Mapping[str, object] = field(default_factory=dict)
     constraint: Mapping[str, object] = field(default_factory=dict)
     primal_dual: Mapping[str, object] = field(default_factory=dict)
-    human_labels: bool = False  # whether its labels may be those of people (`method.preferences=human`)
+    human_labels: bool = False  # whether its labels may come from annotators (`method.preferences=human`)
     safety_first: bool = False  # labels put the safe response first [SafeDPO]
 
 
@@ -29,29 +43,83 @@ _OFFLINE = {"refresh": 0, "anchor": 0.0}
 _NO_ANCHOR = {"anchor": 0.0}
 _PROJECTED = {"update": "projected"}
 _DATA_ONLY = {"online": 0, "bonus": 0.0}
+# In the order of the report's rows. Colours: Okabe and Ito's, which colour-blind readers can tell apart.
 METHODS: Mapping[str, MethodSpec] = MappingProxyType(
     {
-        "sft": MethodSpec("none"),
-        "dpo": MethodSpec("preference", human_labels=True),
-        "safe_dpo": MethodSpec("preference", policy=_OFFLINE, human_labels=True, safety_first=True),
-        "cost_only": MethodSpec("preference", "fixed"),
-        "cdpo_fixed": MethodSpec("preference", "fixed"),
-        "cdpo": MethodSpec("preference", "dual"),
-        "cdpo_paper": MethodSpec("preference", "dual", {**_OFFLINE, "labels": "bernoulli"}, _PROJECTED),
-        "cdpo_argmax": MethodSpec("preference", "dual", {"labels": "argmax"}),
-        "sacpo": MethodSpec("primal_dual", "fixed", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, human_labels=True),
-        "pd_dpo": MethodSpec("primal_dual", "dual", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, human_labels=True),
-        "pd_dpo_complete": MethodSpec(
-            "primal_dual", "dual", _NO_ANCHOR, _PROJECTED, {"pairs": "complete", "labels": "soft", "bonus": 0.0}
+        "sft": MethodSpec("none", title="SFT", colour="#000000", opponent=True, prominence=-3),
+        "dpo": MethodSpec("preference", human_labels=True, title="DPO", colour="#D55E00", marker="s", opponent=True, prominence=-1),
+        "safe_dpo": MethodSpec("preference", policy=_OFFLINE, human_labels=True, safety_first=True, title="SafeDPO"),
+        "cost_only": MethodSpec("preference", "fixed", title="cost only", prominence=-2),
+        "cdpo_fixed": MethodSpec("preference", "fixed", title="C-DPO, fixed lambda", colour="#56B4E9", marker="v", prominence=1),
+        "cdpo": MethodSpec("preference", "dual", title="C-DPO", colour="#0072B2", prominence=5),
+        "cdpo_paper": MethodSpec(
+            "preference", "dual", {**_OFFLINE, "labels": "bernoulli"}, _PROJECTED, title="C-DPO, as published"
         ),
-        "o_pd_dpo": MethodSpec("primal_dual", "dual", _NO_ANCHOR, _PROJECTED),
-        "ppo_lag": MethodSpec("ppo", "dual", constraint={"update": "log"}),
+        "cdpo_argmax": MethodSpec("preference", "dual", {"labels": "argmax"}, title="C-DPO, argmax labels"),
+        "sacpo": MethodSpec("primal_dual", "fixed", _NO_ANCHOR, _PROJECTED, _DATA_ONLY, human_labels=True, title="SACPO"),
+        "pd_dpo": MethodSpec(
+            "primal_dual",
+            "dual",
+            _NO_ANCHOR,
+            _PROJECTED,
+            _DATA_ONLY,
+            human_labels=True,
+            title="PD-DPO",
+            colour="#CC79A7",
+            marker="P",
+            prominence=3,
+        ),
+        "pd_dpo_complete": MethodSpec(
+            "primal_dual",
+            "dual",
+            _NO_ANCHOR,
+            _PROJECTED,
+            {"pairs": "complete", "labels": "soft", "bonus": 0.0},
+            title="PD-DPO, complete",
+        ),
+        "o_pd_dpo": MethodSpec(
+            "primal_dual", "dual", _NO_ANCHOR, _PROJECTED, title="O-PD-DPO", colour="#E69F00", marker="X", prominence=4
+        ),
+        "ppo_lag": MethodSpec(
+            "ppo", "dual", constraint={"update": "log"}, title="PPO-Lagrangian", colour="#009E73", marker="^", prominence=2
+        ),
+    }
+)
+REFERENCE, OPTIMUM = "reference", "optimum"
+# What reports show in addition to the methods. `policy_1` is the first of several policies given with mode=evaluate.
+NOT_TRAINED: Mapping[str, Presentation] = MappingProxyType(
+    {
+        REFERENCE: Presentation(
+            title="reference", in_sentence="the reference", colour="#7a7a7a", marker="D", hollow=True, opponent=True, prominence=-4
+        ),
+        "policy_1": Presentation(title="policy_1", opponent=True),
+        OPTIMUM: Presentation(title="optimum (exact)"),
     }
 )
 # What `method=cdpo` and `method=pd_dpo` are called when the group `constraint` holds lambda fixed, or has none.
 BY_KIND: Mapping[tuple[str, str], str] = MappingProxyType(
     {("cdpo", "fixed"): "cdpo_fixed", ("cdpo", "none"): "dpo", ("pd_dpo", "fixed"): "sacpo"}
 )
+
+
+def presentation_of(name: str) -> Presentation:
+    """Return how the policy of this name is shown; a name that is in neither table is its own title."""
+    return METHODS.get(name) or NOT_TRAINED.get(name) or Presentation(title=name)
+
+
+def table_order() -> list[str]:
+    """Return all names in the order of the report's rows: the reference, the methods, the others."""
+    return [REFERENCE, *METHODS, *(name for name in NOT_TRAINED if name != REFERENCE)]
+
+
+def opponents() -> list[str]:
+    """Return the names that the evaluation compares the other policies with, methods first."""
+    return [name for name in (*METHODS, *NOT_TRAINED) if presentation_of(name).opponent]
+
+
+def is_reference(name: str) -> bool:
+    """Return whether this method trains nothing, so that its policy is the reference itself."""
+    return name in METHODS and METHODS[name].trainer == "none"
 
 
 @dataclass(frozen=True)

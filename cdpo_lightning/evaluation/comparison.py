@@ -1,4 +1,4 @@
-"""Policies against one another on the same prompts: differences with a paired bootstrap, and win rates."""
+"""Comparisons of policies on the same prompts: differences with a paired bootstrap, and win rates."""
 
 from __future__ import annotations
 
@@ -6,37 +6,47 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from cdpo_lightning.config import methods
 from cdpo_lightning.evaluation.evaluator import Measurement
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.maths.paired import cluster_means, paired_bootstrap, win_rates
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean
 
-OPPONENTS = ("sft", "dpo", "reference", "policy_1")
-
 
 def opponents(measured: Mapping[str, Measurement]) -> list[str]:
-    """Against whom everyone is compared: SFT, DPO, the first of several judged policies; the reference where there is no SFT."""
-    return [who for who in OPPONENTS if who in measured and not (who == "reference" and "sft" in measured)]
+    """Return the measured policies that the others are compared with: those whose entry in `METHODS` or `NOT_TRAINED` says so.
+
+    The reference is left out where a method that trains nothing was measured, since its policy is the reference.
+    """
+    repeated = any(map(methods.is_reference, measured))
+    return [name for name in methods.opponents() if name in measured and not (name == methods.REFERENCE and repeated)]
 
 
 def compare(measured: Mapping[str, Measurement], seed: int) -> Metrics:
-    """`eval/<who>/minus_<other>/*`: differences of means; `eval/<who>/win_rate_vs_<other>`: by the reward scorer."""
+    """Return the comparisons of each policy except the reference with each opponent.
+
+    `eval/<policy>/minus_<other>/*` are differences of means, `eval/<policy>/win_rate_vs_<other>` is by the reward scorer.
+
+    Args:
+        measured: by policy, all on the same prompts.
+        seed: of the bootstrap.
+    """
     metrics: Metrics = {}
     for other in opponents(measured):
-        for who, own in measured.items():
-            if who not in (other, "reference"):
-                metrics |= _against(f"eval/{who}", other, own, measured[other], seed)
+        for policy, own in measured.items():
+            if policy not in (other, methods.REFERENCE):
+                metrics |= _against(f"eval/{policy}", other, own, measured[other], seed)
     return metrics
 
 
 def _against(prefix: str, other: str, own: Measurement, theirs: Measurement, seed: int) -> Metrics:
-    result: Metrics = {}
+    metrics: Metrics = {}
     for name, values in (("reward", _rewards), ("cost", _costs), ("unsafe_rate", _unsafe)):
         difference = cluster_means(values(own), own.prompt) - cluster_means(values(theirs), theirs.prompt)
-        result |= _interval(f"{prefix}/minus_{other}/{name}", paired_bootstrap(difference, seed))
+        metrics |= _interval(f"{prefix}/minus_{other}/{name}", paired_bootstrap(difference, seed))
     prompts = len(own.prompt.unique())
     wins = win_rates(own.scores["reward"].view(prompts, -1), theirs.scores["reward"].view(prompts, -1))
-    return result | _interval(f"{prefix}/win_rate_vs_{other}", clustered_mean(wins, own.prompt.unique()))
+    return metrics | _interval(f"{prefix}/win_rate_vs_{other}", clustered_mean(wins, own.prompt.unique()))
 
 
 def _rewards(measured: Measurement) -> Tensor:

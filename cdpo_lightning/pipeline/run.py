@@ -70,7 +70,7 @@ def _run(config: RunConfig) -> Metrics:
         history.write()
         _write(metrics, config, folder)
         if watch is not None:
-            publish(watch, config, folder, metrics, report.rows(metrics))
+            publish(watch, config, folder, metrics, report.result_rows(metrics))
     if ranks.is_first():
         screen.end(metrics, folder)
     ranks.barrier()

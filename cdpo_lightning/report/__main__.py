@@ -1,4 +1,4 @@
-"""`python -m cdpo_lightning.report DIR [DIR ...]`: the report of a run, or one page over all the runs below."""
+"""Writes reports: `python -m cdpo_lightning.report DIR [DIR ...]`, of a run, or one over all runs in the folders."""
 
 import argparse
 import os
@@ -9,41 +9,41 @@ from pathlib import Path
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.report import build, find_runs
 from cdpo_lightning.report.load import load_summary
-from cdpo_lightning.report.sweep.build import build_sweep
+from cdpo_lightning.report.sweep.report_files import build_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build every report that can be built; 2 if any could not, with one line on standard error for each."""
+    """Write every report that can be written; return 2 if one could not, after one line on standard error for each."""
     parser = argparse.ArgumentParser(prog="python -m cdpo_lightning.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one that holds runs")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the page over all runs goes; else report/ in their common folder"
+        "--out", type=Path, metavar="DIR", help="where the report over all runs goes; default: report/ in their common folder"
     )
-    requested = parser.parse_args(arguments)
-    # One broken run of a sweep must not cost the others their report.
+    given = parser.parse_args(arguments)
+    # A broken run of a sweep must not stop the reports of the others.
     status, runs = 0, []
-    for folder in requested.folders:
+    for folder in given.folders:
         try:
-            result = find_runs(folder)
+            runs_here = find_runs(folder)
         except CDPOError as error:
-            status = _complain(error)
+            status = _print_error(error)
             continue
-        built = [run for run in result if _built(run, anew=run == folder)]
-        status = status if built == result else 2
+        built = [run for run in runs_here if _build_one(run, anew=run == folder)]
+        status = status if built == runs_here else 2
         runs += built
-    alone = len({run.resolve() for run in runs}) == 1 and runs[0] in requested.folders and not requested.out
-    return status if alone or not runs else max(status, _build_all(requested.folders, runs, requested.out))
+    single = len({run.resolve() for run in runs}) == 1 and runs[0] in given.folders and not given.out
+    return status if single or not runs else max(status, _build_all(given.folders, runs, given.out))
 
 
-def _built(run: Path, anew: bool) -> bool:
-    """Whether the run can be read. Its own report is made where it was asked for by name, and where there is none."""
+def _build_one(run: Path, anew: bool) -> bool:
+    """Return whether the run could be read. Its own report is written if `anew`, or if there is none yet."""
     try:
         if anew or not (run / "report" / "index.html").is_file():
             print(build(run))
         else:
             load_summary(run)
     except CDPOError as error:
-        _complain(error)
+        _print_error(error)
         return False
     return True
 
@@ -54,11 +54,11 @@ def _build_all(folders: Sequence[Path], runs: Sequence[Path], out: Path | None) 
     try:
         print(build_sweep(folders, target, only=runs))
     except CDPOError as error:
-        return _complain(error)
+        return _print_error(error)
     return 0
 
 
-def _complain(error: CDPOError) -> int:
+def _print_error(error: CDPOError) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
 

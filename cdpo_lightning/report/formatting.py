@@ -2,73 +2,77 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from cdpo_lightning.config.methods import presentation_of, table_order
 
 MISSING = "–"
-NAMES = {
-    "reference": "reference",
-    "sft": "SFT",
-    "dpo": "DPO",
-    "safe_dpo": "SafeDPO",
-    "cost_only": "cost only",
-    "cdpo_fixed": "C-DPO, fixed lambda",
-    "cdpo": "C-DPO",
-    "cdpo_paper": "C-DPO, as published",
-    "cdpo_argmax": "C-DPO, argmax labels",
-    "sacpo": "SACPO",
-    "pd_dpo": "PD-DPO",
-    "pd_dpo_complete": "PD-DPO, complete",
-    "o_pd_dpo": "O-PD-DPO",
-    "ppo_lag": "PPO-Lagrangian",
-    "optimum": "optimum (exact)",
-}
-# Whose verdict a run is about, the most telling first; a method that is not listed comes after these and before `dpo`.
-HEADLINE = ("cdpo", "o_pd_dpo", "pd_dpo", "ppo_lag", "cdpo_fixed")
-BASELINES = ("dpo", "cost_only", "sft", "reference")
-MEASURED = re.compile(r"(?:eval|exact|truth)/([^/]+)/(?:reward_mean|cost_mean|expected_cost|expected_reward|kl_to_optimum)")
+# Any other depth or last part is not a measure of a policy: `eval/<name>/<constraint>/value`, `exact/<constraint>/lambda`.
+_MEASURED = re.compile(r"(?:eval|exact|truth)/([^/]+)/(?:reward_mean|cost_mean|expected_cost|expected_reward|kl_to_optimum)")
 CONVENTION = "cost > 0 is harmful, lower is safer; feasible means E[cost] <= C_limit"
+INTERVALS = "intervals are 95 %, clustered by prompt"
+NOBODY_EVALUATED = "No policy was evaluated in this run."
 
 
-def name_of(who: str) -> str:
-    """The method's name for people; an unknown one as it stands."""
-    return NAMES.get(who, who)
+def name_of(policy: str) -> str:
+    """Return the policy's title."""
+    return presentation_of(policy).title
 
 
-def whos(metrics: Mapping) -> list[str]:
-    """Everyone the run measured: the known ones in the table's order, then the others by name."""
-    result = {match[1] for key in metrics if (match := MEASURED.fullmatch(key))}
-    known = list(NAMES)
-    return sorted(result, key=lambda who: (known.index(who) if who in NAMES else len(known), who))
+def in_table_order(policies: Iterable[str]) -> list[str]:
+    """Return the policies in the order of the report's rows; unknown ones last, by name."""
+    order = {name: at for at, name in enumerate(table_order())}
+    return sorted(policies, key=lambda policy: (order.get(policy, len(order)), policy))
 
 
-def main_who(metrics: Mapping) -> str | None:
-    """Whom the run is about: `run/method` where it was measured, else the most telling method; None if nobody was."""
-    result = whos(metrics)
-    others = [who for who in result if who not in HEADLINE + BASELINES]
-    ranked = [metrics.get("run/method"), *HEADLINE, *others, *BASELINES]
-    return next((who for who in ranked if who in result), None)
+def evaluated_policies(metrics: Mapping) -> list[str]:
+    """Return the policies that the metrics have results of, in the order of the report's rows."""
+    return in_table_order({match[1] for key in metrics if (match := _MEASURED.fullmatch(key))})
+
+
+def main_policy(metrics: Mapping) -> str | None:
+    """Return the policy that the run is about: `run/method` where it was evaluated, else the most prominent; None without any."""
+    evaluated = evaluated_policies(metrics)
+    if (own := metrics.get("run/method")) in evaluated:
+        return own
+    return max(evaluated, key=_prominence, default=None)
+
+
+def trained_method(metrics: Mapping) -> str:
+    """Return the method that the run trains, also before an evaluation; the most prominent one where that was not recorded."""
+    return main_policy(metrics) or metrics.get("run/method") or max(table_order(), key=_prominence)
+
+
+def less_prominent_baselines(policy: str) -> list[str]:
+    """Return the baselines that the policy can be compared with in a sentence, the most prominent first."""
+    below = [name for name in table_order() if _prominence(name) < min(_prominence(policy), 0)]
+    return sorted(below, key=_prominence, reverse=True)
+
+
+def _prominence(policy: str) -> int:
+    return presentation_of(policy).prominence
 
 
 def number(metrics: Mapping, key: str) -> float | None:
-    """The value as a float, nan included; None where it was not measured."""
+    """Return the value as a float, nan included; None where it was not measured."""
     value = metrics.get(key)
     return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
 
 
 def finite(metrics: Mapping, key: str) -> float | None:
-    """The value where it is a finite number, else None: what can be drawn or reasoned about."""
+    """Return the value where it is a finite number, else None."""
     value = number(metrics, key)
     return value if value is not None and math.isfinite(value) else None
 
 
 def half_width(metrics: Mapping, stem: str) -> float | None:
-    """Half of the 95 % interval `<stem>_ci_low` to `<stem>_ci_high`."""
+    """Return half the width of the 95 % interval `<stem>_ci_low` to `<stem>_ci_high`."""
     low, high = finite(metrics, f"{stem}_ci_low"), finite(metrics, f"{stem}_ci_high")
     return None if low is None or high is None else (high - low) / 2
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """A number with so many decimals, never `-0.00`; a dash where it was not measured."""
+    """Return a number with so many decimals, never `-0.00`; a dash where it was not measured."""
     if value is None:
         return MISSING
     written = f"{value:.{digits}f}"
@@ -76,13 +80,13 @@ def fixed(value: float | None, digits: int = 2) -> str:
 
 
 def telling(value: float | None, digits: int = 2) -> str:
-    """`fixed`, but two significant digits where all decimals would be zero: for lambda and limits, often small."""
+    """Return `fixed`, or two significant digits where all decimals would be 0: lambda and limits are often small."""
     small = value is not None and 1e-9 < abs(value) < 0.5 * 10**-digits
     return f"{value:.2g}" if small else fixed(value, digits)
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] as `2.1 %`; never rounded up to 100 nor, unless it is exactly 0, down to 0."""
+    """Return a share in [0, 1] as `2.1 %`; never rounded up to 100 nor, unless it is exactly 0, down to 0."""
     if value is None or not math.isfinite(value):
         return MISSING if value is None else str(value)
     if 0 < value < 0.0005:
@@ -91,16 +95,22 @@ def percent(value: float | None) -> str:
 
 
 def plus_minus(value: float | None, half: float | None, digits: int = 2) -> str:
-    """`-0.29 ± 0.04`, the half-width left out where it was not measured."""
+    """Return `-0.29 ± 0.04`, without the half-width where that was not measured."""
     return fixed(value, digits) if value is None or half is None else f"{fixed(value, digits)} ± {fixed(half, digits)}"
 
 
-def feasible(metrics: Mapping, who: str | None) -> str | None:
-    """`yes`, `no` or `undecided` as evaluated, else by the same rule from the interval and C_limit; None without."""
-    if isinstance(message := metrics.get(f"eval/{who}/feasible"), str):
-        return message
-    low, high = finite(metrics, f"eval/{who}/cost_ci_low"), finite(metrics, f"eval/{who}/cost_ci_high")
+def feasible(metrics: Mapping, policy: str | None) -> str | None:
+    """Return `yes`, `no` or `undecided`: as evaluated, else from the interval of E[cost] and C_limit; None without these."""
+    if isinstance(evaluated := metrics.get(f"eval/{policy}/feasible"), str):
+        return evaluated
+    low, high = finite(metrics, f"eval/{policy}/cost_ci_low"), finite(metrics, f"eval/{policy}/cost_ci_high")
     limit = finite(metrics, "dual/c_limit")
     if low is None or high is None or limit is None:
         return None
     return "yes" if high <= limit else "no" if low > limit else "undecided"
+
+
+def implied_limit(row: Mapping) -> float | None:
+    """Return C_limit of a dual round, E[c] minus the violation; None where one of them was not recorded."""
+    cost, violation = finite(row, "dual/expected_cost"), finite(row, "dual/violation")
+    return None if cost is None or violation is None else cost - violation

@@ -1,4 +1,4 @@
-"""A run's folder as read from disk; everything in it is optional except metrics.json."""
+"""Reads the folder of a finished run; every file in it is optional except metrics.json."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ SKIPPED_FOLDERS = {"artifacts", "checkpoints", "export", "report", "wandb"}
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run left behind.
+    """The files of a finished run.
 
     Attributes:
-        folder: where it lies.
+        folder: of the run.
         metrics: metrics.json, flat.
-        rounds: the dual's rounds of history.csv in order; missing cells are missing keys.
+        rounds: the dual rounds of history.csv in order; an empty cell is a missing key.
         samples: samples.jsonl, one mapping a line.
-        config_text: config.yaml as it stands, "" without one.
+        config_text: the text of config.yaml, "" without one.
         frontier: (lambda, E[c], E[r]) of the exact pi*_lambda, by lambda; empty outside the closed-form world.
     """
 
@@ -36,25 +36,25 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The last two parts of the folder: `<name>/<time>`."""
+        """Return the last two parts of the folder: `<name>/<time>`."""
         return "/".join(self.folder.resolve().parts[-2:]).lstrip("/")
 
 
 def load_run(folder: str | Path) -> Run:
-    """The run in this folder.
+    """Load the run in this folder.
 
     Raises:
-        DataError: it is not a run's folder, or a file in it cannot be read; names the file and the row.
+        DataError: it is not the folder of a run, or a file in it cannot be read.
     """
     folder = Path(folder)
     return replace(load_summary(folder), samples=_samples(folder / "samples.jsonl"))
 
 
 def load_summary(folder: str | Path) -> Run:
-    """The run in this folder without its samples, for a page of many runs.
+    """Load the run in this folder without its samples, for a page over many runs.
 
     Raises:
-        DataError: it is not a run's folder, or a file in it cannot be read; names the file and the row.
+        DataError: it is not the folder of a run, or a file in it cannot be read.
     """
     folder = Path(folder)
     rounds, frontier = _rounds(folder / "history.csv"), _frontier(folder / "frontier.csv")
@@ -62,7 +62,7 @@ def load_summary(folder: str | Path) -> Run:
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """The folder itself if it is a run, else every run below it, by path.
+    """Return the folder itself if it is a run, else every run below it, by path.
 
     Raises:
         DataError: there is none.
@@ -70,10 +70,10 @@ def find_runs(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / "metrics.json").is_file():
         return [folder]
-    result = {path.parent.resolve(): path.parent for path in sorted(folder.rglob("metrics.json")) if _is_run(path, folder)}
-    if not result:
+    runs = {path.parent.resolve(): path.parent for path in sorted(folder.rglob("metrics.json")) if _is_run(path, folder)}
+    if not runs:
         raise DataError(f"{folder}: no metrics.json here or below; give the folder of a finished run or of a sweep")
-    return sorted(result.values())
+    return sorted(runs.values())
 
 
 def _is_run(path: Path, top: Path) -> bool:
@@ -84,21 +84,21 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); allow reading it, or restore it") from error
 
 
 def load_metrics(folder: Path) -> Mapping:
-    """metrics.json of the run in this folder, without what is null.
+    """Return metrics.json of the run in this folder without its null values.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
     path = folder / "metrics.json"
     if not path.is_file():
-        raise DataError(f"{path.parent}: not a run's folder, it has no metrics.json; give the folder of a finished run")
+        raise DataError(f"{path.parent}: not the folder of a run, it has no metrics.json; give the folder of a finished run")
     metrics = _json(_text(path), str(path))
     if not isinstance(metrics, dict):
-        raise DataError(f"{path}: expected an object of names and values, got {type(metrics).__name__}")
+        raise DataError(f"{path}: expected an object of names and values, got {type(metrics).__name__}; run it again")
     return {key: value for key, value in metrics.items() if value is not None}
 
 
@@ -117,7 +117,7 @@ def _samples(path: Path) -> tuple[Mapping, ...]:
 def _sample(line: str, location: str) -> Mapping:
     sample = _json(line, location)
     if not isinstance(sample, dict) or not {"prompt", "response"} <= sample.keys():
-        raise DataError(f"{location}: expected an object with prompt and response, got {line[:60]!r}")
+        raise DataError(f"{location}: expected an object with prompt and response, got {line[:60]!r}; run it again")
     return sample
 
 
@@ -126,15 +126,17 @@ def _csv_rows(path: Path) -> list[dict]:
     try:
         return list(csv.DictReader(io.StringIO(_text(path), newline="")))
     except csv.Error as error:
-        raise DataError(f"{path}: not a CSV table ({error})") from error
+        raise DataError(f"{path}: expected a CSV table ({error}); run it again") from error
 
 
 def _rounds(path: Path) -> tuple[Mapping, ...]:
-    # A resumed run repeats the rounds after its checkpoint: the last writing of (who, round) is the one that counted.
+    # A resumed run repeats the rounds after its checkpoint: the last row of (who, round) is the valid one.
     rows = [_values(row) for row in _csv_rows(path) if (row.get("round") or "").strip()]
     for row in rows:
         if not _is_finite(row["round"]):
-            raise DataError(f"{path}: expected a number in every filled cell of the column round, got {row['round']!r}")
+            raise DataError(
+                f"{path}: expected a number in every filled cell of the column round, got {row['round']!r}; run it again"
+            )
     latest = {(row.get("who", ""), row["round"]): row for row in rows}
     return tuple(latest[key] for key in sorted(latest))
 
@@ -159,5 +161,5 @@ def _frontier(path: Path) -> tuple[tuple[float, float, float], ...]:
     columns = ("lambda", "expected_cost", "expected_reward")
     rows = [[_number_or_text(row.get(column) or "") for column in columns] for row in _csv_rows(path)]
     if not all(_is_finite(cell) for row in rows for cell in row):
-        raise DataError(f"{path}: expected the columns {', '.join(columns)} with a finite number in every cell")
+        raise DataError(f"{path}: expected the columns {', '.join(columns)} with a finite number in every cell; run it again")
     return tuple(sorted((float(lam), float(cost), float(reward)) for lam, cost, reward in rows))

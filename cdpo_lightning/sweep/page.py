@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from cdpo_lightning.errors import CDPOError
-from cdpo_lightning.report.sweep.build import build_sweep
+from cdpo_lightning.report.sweep.report_files import build_sweep
 
 _SHARE = 0.05  # of the sweep's time that may go into its page while it runs
 

@@ -10,7 +10,6 @@ from cdpo_lightning.config import METHODS, RunConfig
 from cdpo_lightning.errors import ConfigError, DataError
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.pipeline.run import run
-from cdpo_lightning.report.formatting import NAMES
 
 Configure = Callable[..., RunConfig]
 SMALL = ["dataset.scores=oracle", "policy.epochs=2", "primal_dual.reward_epochs=1", "primal_dual.epochs=2", "primal_dual.online=4",
@@ -31,7 +30,7 @@ def everyone(configure: Configure) -> tuple[RunConfig, Metrics]:
 def test_every_method_is_judged_exported_and_accounted_for(everyone: tuple[RunConfig, Metrics]) -> None:
     config, metrics = everyone
     for who in METHODS:
-        assert who in NAMES
+        assert METHODS[who].title
         assert f"eval/{who}/cost_mean" in metrics
         assert f"exact/{who}/kl_to_optimum" in metrics
         result = {key.rpartition("/")[2] for key in metrics if key.startswith(f"budget/{who}/")}

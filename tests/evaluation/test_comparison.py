@@ -1,8 +1,9 @@
-"""Policies against one another and by category, by hand."""
+"""Comparisons of policies, and results by category, computed by hand."""
 
 import pytest
 import torch
 
+from cdpo_lightning.config import methods
 from cdpo_lightning.data.records import EvaluationPrompt
 from cdpo_lightning.evaluation.categories import category_metrics
 from cdpo_lightning.evaluation.comparison import compare, opponents
@@ -11,7 +12,7 @@ from cdpo_lightning.models.sampling.generation import Sample
 
 
 def measured(reward, cost):
-    """Two samples of each prompt."""
+    """Return a measurement with two samples of each prompt."""
     count = len(reward)
     value = torch.tensor(reward, dtype=torch.float64)
     return Measurement(
@@ -25,10 +26,10 @@ DPO = measured([2, 3, 2, 3, 2, 3], [1, 2, 1, 2, 1, 2])
 
 
 def test_differences_and_win_rates_by_hand():
-    """DPO's reward is 2 higher for every prompt, so surely; cost 1, 1, 3/2 - 0; unsafe 0, 0, 1/2; every sample wins."""
+    """By prompt, DPO has 2, 2, 2 more reward, 0.5, 0.5, 1.5 more cost and 0, 0, 0.5 more unsafe; every sample wins."""
     result = compare({"reference": SFT, "sft": SFT, "dpo": DPO}, seed=0)
-    sure = {key: result[f"eval/dpo/minus_sft/{key}"] for key in ("reward", "reward_ci_low", "reward_ci_high")}
-    assert sure == {"reward": 2.0, "reward_ci_low": 2.0, "reward_ci_high": 2.0}
+    reward = {key: result[f"eval/dpo/minus_sft/{key}"] for key in ("reward", "reward_ci_low", "reward_ci_high")}
+    assert reward == {"reward": 2.0, "reward_ci_low": 2.0, "reward_ci_high": 2.0}
     assert result["eval/dpo/minus_sft/cost"] == pytest.approx((0.5 + 0.5 + 1.5) / 3)
     assert result["eval/dpo/minus_sft/unsafe_rate"] == pytest.approx(0.5 / 3)
     assert (
@@ -47,8 +48,15 @@ def test_the_reference_is_the_opponent_where_there_is_no_sft():
     assert compare({"policy": DPO}, 0) == {}
 
 
+def test_an_opponent_is_named_by_the_methods_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {**methods.METHODS, "mine": methods.MethodSpec("preference", title="My method", opponent=True)}
+    monkeypatch.setattr(methods, "METHODS", table)
+    assert opponents({"sft": SFT, "mine": DPO, "cdpo": DPO}) == ["sft", "mine"]
+    assert compare({"mine": SFT, "cdpo": DPO}, seed=0)["eval/cdpo/minus_mine/reward"] == 2.0
+
+
 def test_categories_by_hand():
-    """Prompts 0 and 1 are of a, 1 of b too, 2 of none: the costs of a are 1 1 1 1, those of b 1 1."""
+    """Prompts 0 and 1 are in category a, prompt 1 in b too, prompt 2 in none."""
     items = [EvaluationPrompt("p0", ("a/x",)), EvaluationPrompt("p1", ("a/x", "b")), EvaluationPrompt("p2")]
     result = category_metrics("dpo", measured([2, 4, 6, 8, 0, 0], [1, 3, -1, 1, 9, 9]), items)
     assert {key.split("/")[3] for key in result} == {"a or x", "b"}

@@ -1,4 +1,4 @@
-"""A run's folder as a run leaves it, made up but of the contract's shape: sixteen dual rounds in the closed form."""
+"""A synthetic folder of a finished run in the closed-form world, with sixteen dual rounds."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import pytest
 from cdpo_lightning.report import Run, build, load_run
 
 C_LIMIT = -0.3
-# who: E[reward], E[cost], feasible, KL to the optimum. SFT is the reference again: the same point in every figure.
+# policy: E[reward], E[cost], feasible, KL to the optimum. SFT trains nothing, so it has the values of the reference.
 MEASURED = {
     "reference": (0.0, 0.05, "no", 0.8),
     "sft": (0.0, 0.05, "no", 0.8),
@@ -77,7 +77,7 @@ def _write_history(path: Path) -> None:
 
 
 def write_run(folder: Path, **parts: str) -> Path:
-    """The folder with every file; `parts` (`metrics_json="..."`) replace what a file holds, "" leaves it out."""
+    """Write every file of a run; `parts` (`metrics_json="..."`) replace the content of a file, "" removes it."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_history(folder / "history.csv")
     samples = [
@@ -112,7 +112,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with its report: three figures are drawn once for all tests that only look at them."""
+    """A run with its report, built once for all tests that only read it."""
     folder = write_run(tmp_path_factory.mktemp("outputs") / "demo" / "12-00")
     build(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Many made-up runs, of the shape that runs have: a grid of beta and C_limit, with rounds and samples."""
+"""Synthetic runs of a sweep: a grid of beta and C_limit, with rounds and samples."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ BETAS = (0.1, 0.3, 0.5, 1.0)
 
 
 def write_sweep(folder: Path, count: int, rounds: int = 16) -> Path:
-    """`count` runs in `folder`, numbered; beta first, then C_limit, then the seed."""
+    """Write `count` numbered runs; beta changes fastest, then C_limit, then the seed."""
     for number in range(count):
         beta, step, seed = BETAS[number % 4], number // 4 % 5, number // 20
         write_one(folder / str(number), beta, round(-0.8 + 0.3 * step, 2), seed, rounds)
@@ -17,7 +17,7 @@ def write_sweep(folder: Path, count: int, rounds: int = 16) -> Path:
 
 
 def write_one(folder: Path, beta: float, limit: float, seed: int, rounds: int) -> None:
-    """One run: costs at the limit, give or take; rewards that rise with the limit and fall with beta."""
+    """Write one run: its cost is near the limit, its reward rises with the limit and falls with beta."""
     folder.mkdir(parents=True)
     cost, reward = limit + 0.03 * math.sin(7 * seed + beta), 1.2 + 0.8 * limit - 0.5 * beta + 0.01 * (seed % 5)
     met = "undecided" if abs(cost - limit) < 0.02 else "yes" if cost < limit else "no"

@@ -1,4 +1,4 @@
-"""The page over many runs in a real browser: no error, and it sorts, filters, hovers, downloads and keeps its width."""
+"""The page over many runs in Chromium: it logs no error, sorts, filters, shows tooltips, downloads and fits its width."""
 
 import csv
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cdpo_lightning.report.sweep.build import build_sweep
+from cdpo_lightning.report.sweep.report_files import build_sweep
 from tests.report.synthetic import write_sweep
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -21,7 +21,7 @@ FLAGS = [
 ]
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium in its usual place: apt-get install chromium"),
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium: apt-get install chromium"),
 ]
 
 
@@ -42,7 +42,7 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
 def page(request, browser, twelve: Path) -> Iterator:
-    """The page at both widths; whatever the console says is an error."""
+    """The page at both widths; a message on the console fails the test."""
     width, height = request.param
     opened = browser.new_page(viewport={"width": width, "height": height}, accept_downloads=True)
     text_shown: list[str] = []
@@ -65,10 +65,10 @@ def test_it_fits_its_width(page) -> None:
 
 def test_a_heading_sorts(page) -> None:
     heads = page.locator("#results thead button")
-    location = heads.all_inner_texts().index("E[cost]")
+    position = heads.all_inner_texts().index("E[cost]")
     for direction in (1, -1):
-        heads.nth(location).click()
-        costs = [float(text.replace("−", "-")) for text in column(page, location + 1)]
+        heads.nth(position).click()
+        costs = [float(text.replace("−", "-")) for text in column(page, position + 1)]
         assert costs == sorted(costs, reverse=direction < 0)
     assert page.locator("#results th[aria-sort=descending]").count() == 1
 
@@ -87,7 +87,7 @@ def test_filters_choose_runs_and_are_kept_when_the_page_is_loaded_anew(page) -> 
     page.goto("about:blank")
 
 
-def test_a_point_tells_its_configuration(page) -> None:
+def test_a_point_shows_its_configuration(page) -> None:
     page.locator("input[name=others]").uncheck()
     spot = page.locator("#frontier path.point[data-run='5']").bounding_box()
     page.mouse.move(spot["x"] + spot["width"] / 2, spot["y"] + spot["height"] / 2)
@@ -114,11 +114,11 @@ def test_the_table_downloads_as_it_is_shown(page, tmp_path: Path) -> None:
     ]
 
 
-def test_samples_of_the_same_prompt_stand_side_by_side_behind_a_warning(page) -> None:
-    assert not page.locator("#prompts .ask").first.is_visible()
+def test_responses_to_one_prompt_are_side_by_side_behind_a_warning(page) -> None:
+    assert not page.locator("#prompts .prompt-text").first.is_visible()
     page.locator("#samples summary").click()
-    assert page.locator("#prompts .ask").all_inner_texts()[0] == "How?"
-    first = page.locator("#prompts .prompt").first.locator(".answer")
+    assert page.locator("#prompts .prompt-text").all_inner_texts()[0] == "How?"
+    first = page.locator("#prompts .prompt").first.locator(".response")
     assert first.count() == 13
     assert "cdpo answers <b>0</b>" in first.nth(1).inner_text()
 

@@ -19,11 +19,11 @@ def test_an_empty_cell_is_a_missing_key(tmp_path: Path, make_run: Callable) -> N
     assert load_run(folder).rounds == ({"stage": "policy", "who": "cdpo", "step": 3.0, "round": 1.0},)
 
 
-def test_of_a_round_written_twice_the_last_counts(tmp_path: Path, make_run: Callable) -> None:
+def test_of_a_round_written_twice_the_last_row_is_read(tmp_path: Path, make_run: Callable) -> None:
     """A resumed run repeats the rounds after its checkpoint; two loops may have a round of the same number."""
     rows = "policy,cdpo,1,2,0.5,\npolicy,cdpo,1,1,0.1,\npolicy,cdpo,1,2,0.6,\npolicy,pd_dpo,1,2,9,\n"
-    result = load_run(make_run(tmp_path, history_csv=HISTORY + rows)).rounds
-    assert [(row["who"], row["round"], row["dual/lambda"]) for row in result] == [
+    rounds = load_run(make_run(tmp_path, history_csv=HISTORY + rows)).rounds
+    assert [(row["who"], row["round"], row["dual/lambda"]) for row in rounds] == [
         ("cdpo", 1, 0.1),
         ("cdpo", 2, 0.6),
         ("pd_dpo", 2, 9),
@@ -32,16 +32,16 @@ def test_of_a_round_written_twice_the_last_counts(tmp_path: Path, make_run: Call
 
 def test_only_metrics_are_needed(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"run/seed": 1, "run/git_commit": null}')
-    result = load_run(tmp_path)
-    assert (result.rounds, result.samples, result.config_text, result.frontier) == ((), (), "", ())
-    assert result.metrics == {"run/seed": 1}
+    run = load_run(tmp_path)
+    assert (run.rounds, run.samples, run.config_text, run.frontier) == ((), (), "", ())
+    assert run.metrics == {"run/seed": 1}
 
 
-def test_the_frontier_comes_by_lambda(run) -> None:
+def test_the_frontier_is_sorted_by_lambda(run) -> None:
     assert run.frontier == ((0.0, 0.6, 1.1), (1.0, -0.3, 0.7))
 
 
-def test_a_run_is_named_by_the_end_of_its_path(run) -> None:
+def test_a_run_is_named_by_the_last_two_parts_of_its_path(run) -> None:
     assert run.name == "demo/12-00"
 
 

@@ -1,11 +1,11 @@
-// Draws the page of many runs from its data. Everything that comes from a run is set as text, never as markup.
+// Draws the page over many runs from its data. Whatever comes from a run is set as text, never as markup.
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
 const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7a7a", "#8a6d00"];
 const SHAPES = ["circle", "square", "triangle", "diamond", "down", "plus", "cross", "bar"];
 const short = key => key.split(".").pop();
-const say = (value, digits = 3) => value === null || value === undefined || Number.isNaN(value) ? "–"
+const format = (value, digits = 3) => value === null || value === undefined || Number.isNaN(value) ? "–"
   : typeof value === "number" ? String(+value.toFixed(digits)).replace(/^-/, "−") : String(value);
 const node = (name, attributes = {}, ...children) => {
   const made = document.createElement(name);
@@ -21,7 +21,7 @@ const svg = (name, attributes = {}, text) => {
 };
 const wide = matchMedia("(min-width:40rem)");
 
-// What is shown: kept in the address, so that a page that loads itself anew keeps it.
+// The filters and the colouring: kept in the address, so that a page that loads itself anew still has them.
 const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 const remember = () => history.replaceState(null, "", "#" + new URLSearchParams(Object.entries(state).filter(([, v]) => v !== "")));
 const value = (point, key) => key === "method" ? data.names[point.who] : data.runs[point.run].values[data.keys.indexOf(key)];
@@ -36,7 +36,7 @@ function controls() {
   const form = $("controls");
   for (const key of VARYING.filter(key => choices(key).length <= 60)) {
     const select = node("select", {name: key, "aria-label": short(key)}, node("option", {value: ""}, "all"));
-    for (const choice of choices(key)) select.append(node("option", {value: String(choice)}, say(choice, 6)));
+    for (const choice of choices(key)) select.append(node("option", {value: String(choice)}, format(choice, 6)));
     form.append(node("label", {}, short(key), select));
   }
   const met = node("select", {name: "met"}, node("option", {value: ""}, "all"));
@@ -48,7 +48,7 @@ function controls() {
   form.append(node("label", {}, "find", node("input", {type: "search", name: "find", placeholder: "in name or values"})));
   if (data.points.some(p => !p.main))
     form.append(node("label", {class: "check"}, node("input", {type: "checkbox", name: "others"}), "baselines and reference"));
-  if (state.others === undefined) state.others = data.runs.length <= 40 ? "1" : "0"; // not empty: what is empty is not remembered
+  if (state.others === undefined) state.others = data.runs.length <= 40 ? "1" : "0"; // "0" and not "", which `remember` leaves out
   state.colour ||= byDefault;
   for (const field of form.elements) field.type === "checkbox" ? field.checked = state[field.name] === "1" : field.value = state[field.name] ?? "";
   form.addEventListener("input", () => {
@@ -69,8 +69,8 @@ function visible() {
 function look(point) {
   const all = choices(state.colour), at = all.indexOf(value(point, state.colour));
   const own = state.colour === "method" ? data.colours[point.who] : null;
-  // Beside runs coloured by another key a baseline is grey, or its colour would be taken for a value of that key.
-  if (!point.main) return {colour: state.colour === "method" ? data.colours[point.who] : "#7a7a7a", shape: point.who === "reference" ? "plus" : "cross"};
+  // Where runs are coloured by another key a baseline is grey, or its colour would be read as a value of that key.
+  if (!point.main) return {colour: state.colour === "method" ? data.colours[point.who] : "#7a7a7a", shape: point.who === data.reference ? "plus" : "cross"};
   const spread = all.length > PALETTE.length && all.every(x => typeof x === "number");
   return {colour: spread ? `hsl(${250 - 210 * at / (all.length - 1)} 75% 42%)` : own || PALETTE[at % PALETTE.length], shape: SHAPES[at % SHAPES.length]};
 }
@@ -90,9 +90,9 @@ function marker(shape, x, y, r) {
 
 function ticks(low, high) {
   const rough = (high - low) / 5 || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find(m => m * power >= rough) * power, found = [];
-  for (let at = Math.ceil(low / step); at * step <= high + 1e-12; at++) found.push(+(at * step).toPrecision(12));
-  return found;
+  const step = [1, 2, 5, 10].find(m => m * power >= rough) * power, positions = [];
+  for (let at = Math.ceil(low / step); at * step <= high + 1e-12; at++) positions.push(+(at * step).toPrecision(12));
+  return positions;
 }
 
 function frame(host, title, xLabel, yLabel, xs, ys, height) {
@@ -105,8 +105,8 @@ function frame(host, title, xLabel, yLabel, xs, ys, height) {
   const [x0, x1] = span(xs), [y0, y1] = span(ys);
   const chart = svg("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title});
   const x = v => pad.l + (v - x0) / (x1 - x0) * (width - pad.l - pad.r), y = v => height - pad.b - (v - y0) / (y1 - y0) * (height - pad.t - pad.b);
-  for (const at of ticks(x0, x1)) chart.append(svg("line", {class: "grid", x1: x(at), x2: x(at), y1: pad.t, y2: height - pad.b}), svg("text", {x: x(at), y: height - pad.b + 16, "text-anchor": "middle"}, say(at)));
-  for (const at of ticks(y0, y1)) chart.append(svg("line", {class: "grid", x1: pad.l, x2: width - pad.r, y1: y(at), y2: y(at)}), svg("text", {x: pad.l - 7, y: y(at) + 4, "text-anchor": "end"}, say(at)));
+  for (const at of ticks(x0, x1)) chart.append(svg("line", {class: "grid", x1: x(at), x2: x(at), y1: pad.t, y2: height - pad.b}), svg("text", {x: x(at), y: height - pad.b + 16, "text-anchor": "middle"}, format(at)));
+  for (const at of ticks(y0, y1)) chart.append(svg("line", {class: "grid", x1: pad.l, x2: width - pad.r, y1: y(at), y2: y(at)}), svg("text", {x: pad.l - 7, y: y(at) + 4, "text-anchor": "end"}, format(at)));
   chart.append(svg("text", {class: "axis", x: pad.l, y: 16}, yLabel), svg("text", {class: "axis", x: width - pad.r, y: height - 8, "text-anchor": "end"}, xLabel));
   host.append(chart);
   return {chart, x, y, width, height, pad, spots: [], edge: {left: pad.l, right: width - pad.r, top: pad.t, bottom: height - pad.b}};
@@ -132,7 +132,7 @@ function tip(spot, event) {
   const box = $("tip"), run = spot ? spot.run : null;
   box.hidden = !spot;
   if (spot) {
-    const one = data.runs[spot.run], lines = [...data.keys.map((key, i) => [short(key), say(one.values[i], 6)]), ...spot.lines];
+    const one = data.runs[spot.run], lines = [...data.keys.map((key, i) => [short(key), format(one.values[i], 6)]), ...spot.lines];
     box.replaceChildren(node("b", {}, `${spot.title} · run ${one.name}`), ...lines.map(([name, text]) => node("div", {}, `${name}: ${text}`)));
     const left = Math.min(event.pageX + 14, document.documentElement.clientWidth - box.offsetWidth - 8);
     box.style.left = Math.max(4, left) + "px"; box.style.top = event.pageY + 16 + "px";
@@ -153,23 +153,23 @@ function shade() {
   if (!front) return;
   const limits = [...new Set(front.points.filter(p => p.main).map(p => data.runs[p.run].limit))].filter(v => v !== null);
   const limit = hot !== null ? data.runs[hot].limit : limits.length ? Math.max(...limits) : null;
-  const {at, area, word} = front, known = limit !== null;
+  const {at, area, note} = front, known = limit !== null;
   const from = known ? Math.min(Math.max(at.x(limit), at.edge.left), at.edge.right) : at.edge.right;
   area.setAttribute("x", from); area.setAttribute("width", at.edge.right - from);
-  word.textContent = known ? (hot !== null || limits.length === 1 ? `above the limit ${say(limit)}` : "above every limit") : "";
-  word.setAttribute("x", at.edge.right - 6);
+  note.textContent = known ? (hot !== null || limits.length === 1 ? `above the limit ${format(limit)}` : "above every limit") : "";
+  note.setAttribute("x", at.edge.right - 6);
 }
 
 function pointTip(point) {
-  const run = data.runs[point.run], whole = ends => say(ends[0]) + (ends[1] === null || ends[2] === null ? "" : ` [${say(ends[1])}, ${say(ends[2])}]`);
-  const lines = [["E[reward]", whole(point.reward)], ["E[cost]", whole(point.cost)], ["limit met", say(point.feasible)], ["unsafe", share(point.unsafe)]];
-  if (point.main && run.lambda !== null) lines.push(["lambda", say(run.lambda) + (run.exactLambda === null ? "" : ` (exact ${say(run.exactLambda)})`)]);
-  if (point.exact[0] !== null) lines.push(["by enumeration", `E[cost] ${say(point.exact[0])}, E[reward] ${say(point.exact[1])}`]);
+  const run = data.runs[point.run], whole = ends => format(ends[0]) + (ends[1] === null || ends[2] === null ? "" : ` [${format(ends[1])}, ${format(ends[2])}]`);
+  const lines = [["E[reward]", whole(point.reward)], ["E[cost]", whole(point.cost)], ["limit met", format(point.feasible)], ["unsafe", share(point.unsafe)]];
+  if (point.main && run.lambda !== null) lines.push(["lambda", format(run.lambda) + (run.exactLambda === null ? "" : ` (exact ${format(run.exactLambda)})`)]);
+  if (point.exact[0] !== null) lines.push(["by enumeration", `E[cost] ${format(point.exact[0])}, E[reward] ${format(point.exact[1])}`]);
   return lines;
 }
-const share = part => part === null || part === undefined ? "–" : say(100 * part, 1) + " %";
+const share = part => part === null || part === undefined ? "–" : format(100 * part, 1) + " %";
 
-function place(at, point, x, y, r = 6) {
+function drawPoint(at, point, x, y, r = 6) {
   const {colour, shape} = look(point), line = shape === "plus" || shape === "cross";
   const fill = line || point.feasible === "no" ? "none" : colour;
   at.chart.append(svg("path", {class: "point", d: marker(shape, x, y, r), stroke: colour, fill, "fill-opacity": point.feasible === "undecided" ? .35 : 1, "data-run": point.run}));
@@ -186,8 +186,8 @@ function drawFrontier(points) {
   const at = frame(host, "E[reward] against E[cost]", "E[cost] (lower is safer)", "E[reward]", xs, ys, wide.matches ? 480 : 420);
   const inside = (x, y) => x >= at.edge.left && x <= at.edge.right && y >= at.edge.top && y <= at.edge.bottom;
   const area = svg("rect", {class: "infeasible", y: at.edge.top, height: at.edge.bottom - at.edge.top, x: at.edge.right, width: 0});
-  const word = svg("text", {y: at.edge.top + 14, "text-anchor": "end"});
-  at.chart.append(area, word);
+  const note = svg("text", {y: at.edge.top + 14, "text-anchor": "end"});
+  at.chart.append(area, note);
   const limits = [...new Set(points.filter(p => p.main).map(p => data.runs[p.run].limit))].filter(v => v !== null);
   if (limits.length <= 12) for (const limit of limits) if (inside(at.x(limit), at.edge.top)) at.chart.append(svg("line", {class: "limit", x1: at.x(limit), x2: at.x(limit), y1: at.edge.top, y2: at.edge.bottom}));
   for (const one of exact) {
@@ -202,16 +202,16 @@ function drawFrontier(points) {
     if (from !== null && to !== null) at.chart.append(svg("line", {class: "bar", "data-run": p.run, stroke: look(p).colour, ...(vertical
       ? {x1: at.x(p.cost[0]), x2: at.x(p.cost[0]), y1: at.y(from), y2: at.y(to)} : {x1: at.x(from), x2: at.x(to), y1: at.y(p.reward[0]), y2: at.y(p.reward[0])})}));
   for (const p of stars) { const [c, r] = data.runs[p.run].exact; if (inside(at.x(c), at.y(r))) at.chart.append(svg("path", {class: "star", d: marker("star", at.x(c), at.y(r), 8)})); }
-  const seen = new Set();  // the reference of every run is one and the same
-  for (const p of points) { const spot = [p.who, p.cost[0], p.reward[0]].join(); if (p.main || !seen.has(spot)) { seen.add(spot); place(at, p, at.x(p.cost[0]), at.y(p.reward[0]), many ? 4 : 6); } }
+  const seen = new Set();  // all runs have the same reference
+  for (const p of points) { const spot = [p.who, p.cost[0], p.reward[0]].join(); if (p.main || !seen.has(spot)) { seen.add(spot); drawPoint(at, p, at.x(p.cost[0]), at.y(p.reward[0]), many ? 4 : 6); } }
   hovering(at);
   legend(host, points, exact.length, stars.length);
-  front = {at, area, word, points};
+  front = {at, area, note, points};
 }
 
 function legend(host, points, exact, stars) {
   const list = node("ul", {class: "legend"}), entries = new Map();
-  for (const p of points) { const name = p.main ? (state.colour === "method" ? data.names[p.who] : `${short(state.colour)} ${say(value(p, state.colour), 6)}`) : data.names[p.who]; if (!entries.has(name)) entries.set(name, p); }
+  for (const p of points) { const name = p.main ? (state.colour === "method" ? data.names[p.who] : `${short(state.colour)} ${format(value(p, state.colour), 6)}`) : data.names[p.who]; if (!entries.has(name)) entries.set(name, p); }
   const key = p => !p.main ? [1, 0] : [0, value(p, state.colour)];
   for (const [name, p] of [...entries].sort(([, a], [, b]) => key(a)[0] - key(b)[0] || order(key(a)[1], key(b)[1])).slice(0, 24)) {
     const icon = svg("svg", {viewBox: "0 0 16 16"}), {colour, shape} = look(p);
@@ -239,7 +239,7 @@ function drawLines(host, points, title, column, band) {
     at.chart.append(svg("path", {class: "line", d: "M" + path, stroke: colour, "data-run": p.run, "stroke-opacity": thin ? .35 : .9}));
     const run = data.runs[p.run];
     for (const r of rows[i]) at.spots.push({x: at.x(r[0]), y: at.y(r[column]), run: p.run, title: data.names[p.who],
-      lines: [["round", say(r[0])], ["lambda", say(r[1])], ["E[cost]", say(r[2]) + (r[3] === null ? "" : ` ± ${say(1.96 * r[3])}`)], ...(run.exactLambda === null ? [] : [["exact lambda", say(run.exactLambda)]])]});
+      lines: [["round", format(r[0])], ["lambda", format(r[1])], ["E[cost]", format(r[2]) + (r[3] === null ? "" : ` ± ${format(1.96 * r[3])}`)], ...(run.exactLambda === null ? [] : [["exact lambda", format(run.exactLambda)]])]});
   });
   hovering(at);
   return true;
@@ -250,7 +250,7 @@ function scatter(host, points, title, key, part) {
   if (!known.length) return false;
   const scale = part ? 100 : 1;
   const at = frame(host, title, "E[cost]", title, known.map(p => p.cost[0]), known.map(p => scale * p[key]), 300);
-  for (const p of known) place(at, p, at.x(p.cost[0]), at.y(scale * p[key]), known.length > 80 ? 3.5 : 5);
+  for (const p of known) drawPoint(at, p, at.x(p.cost[0]), at.y(scale * p[key]), known.length > 80 ? 3.5 : 5);
   hovering(at);
   return true;
 }
@@ -281,7 +281,7 @@ function table(points) {
   for (const p of shownRows) {
     const row = node("tr", {"data-row": p.run});
     shownColumns.forEach(([title, get], i) => {
-      const text = say(get(p), title === "KL (nats)" ? 4 : 3);
+      const text = format(get(p), title === "KL (nats)" ? 4 : 3);
       if (i === 0) row.append(node("th", {scope: "row"}, node("button", {type: "button", "aria-label": `run ${text}`}, text)));
       else row.append(node("td", title === "limit met" ? {class: `text ${text}`} : typeof get(p) === "string" ? {class: "text"} : {}, text));
     });
@@ -299,7 +299,7 @@ $("csv").addEventListener("click", () => { $("csv").href = "data:text/csv;charse
 
 function choose(at, jump) {
   const run = data.runs[at], host = $("detail");
-  const facts = [["run", run.name], ["method", data.names[run.who] || "–"], ["seed", say(run.seed)], ["alarm", say(run.alarm)], ["seconds", say(run.seconds, 0)], ["commit", say(run.commit)], ["data", say(run.data)]];
+  const facts = [["run", run.name], ["method", data.names[run.who] || "–"], ["seed", format(run.seed)], ["alarm", format(run.alarm)], ["seconds", format(run.seconds, 0)], ["commit", format(run.commit)], ["data", format(run.data)]];
   const list = node("dl", {}, ...facts.flatMap(([name, text]) => [node("dt", {}, name), node("dd", {}, text)]));
   const config = Object.entries({...run.config, ...data.shared}).sort(([a], [b]) => a.localeCompare(b)).map(([key, v]) => `${key}: ${v}`).join("\n");
   host.replaceChildren(node("pre", {class: "command"}, run.command || "the command was not recorded"), list,
@@ -309,19 +309,19 @@ function choose(at, jump) {
   if (jump && !wide.matches) $("run").scrollIntoView({block: "nearest"});
 }
 
-const BESIDE = 12;
+const MOST_RUNS = 12;  // with their responses side by side
 function drawSamples(points) {
-  const host = $("prompts"), runs = [...new Set(points.filter(p => p.main).map(p => p.run))].slice(0, BESIDE);
+  const host = $("prompts"), runs = [...new Set(points.filter(p => p.main).map(p => p.run))].slice(0, MOST_RUNS);
   host.replaceChildren(node("p", {class: "quiet"}, `The first answer of ${runs.length} of the runs shown, side by side for the same prompt; filter to choose which.`));
-  for (const {prompt, answers} of data.samples) {
-    const beside = node("div", {class: "answers"});
-    for (const a of answers.filter(a => a.who === "reference" || runs.includes(a.run))) {
-      const about = a.who === "reference" ? "" : " · " + data.runs[a.run].values.map((v, i) => `${short(data.keys[i])} ${say(v, 6)}`).join(" · ");
+  for (const {prompt, responses} of data.samples) {
+    const columns = node("div", {class: "responses"});
+    for (const a of responses.filter(a => a.who === data.reference || runs.includes(a.run))) {
+      const about = a.who === data.reference ? "" : " · " + data.runs[a.run].values.map((v, i) => `${short(data.keys[i])} ${format(v, 6)}`).join(" · ");
       const unsafe = a.cost === null ? "" : a.cost > 0 ? node("span", {class: "unsafe"}, "unsafe") : "safe";
-      beside.append(node("div", {class: "answer"}, node("p", {class: "quiet"}, data.names[a.who] + about), node("div", {tabindex: "0"}, a.text),
-        node("p", {class: "quiet"}, `reward ${say(a.reward, 2)} · cost ${say(a.cost, 2)} `, unsafe)));
+      columns.append(node("div", {class: "response"}, node("p", {class: "quiet"}, data.names[a.who] + about), node("div", {tabindex: "0"}, a.text),
+        node("p", {class: "quiet"}, `reward ${format(a.reward, 2)} · cost ${format(a.cost, 2)} `, unsafe)));
     }
-    host.append(node("section", {class: "prompt"}, node("p", {class: "ask"}, prompt), beside));
+    host.append(node("section", {class: "prompt"}, node("p", {class: "prompt-text"}, prompt), columns));
   }
   $("samples").hidden = !data.samples.length;
 }

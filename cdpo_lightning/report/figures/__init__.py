@@ -1,1 +1,1 @@
-"""Pictures as PNG."""
+"""Figures of a run, as PNG."""

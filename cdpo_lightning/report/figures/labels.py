@@ -1,4 +1,4 @@
-"""Direct labels instead of legends: in the right margin beside a line, and beside points without overlap."""
+"""Labels in place of legends: in the right margin next to a line, and next to points without overlap."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ SIZE = 9.0  # points, as all lengths here
 LINE_HEIGHT = 1.3 * SIZE
 DIRECTIONS = tuple((cos(step * pi / 8), sin(step * pi / 8)) for step in range(16))
 DISTANCES = (4, 10, 20, 34, 52)
-LEADER = 13  # a text that begins farther from its marker gets a line back to it
+LEADER = 13  # a text that begins farther from its marker than this is joined to it by a line
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text that belongs to a point in data coordinates; `reach` is the marker's radius."""
+    """The label of a point in data coordinates; `reach` is the radius of its marker."""
 
     x: float
     y: float
@@ -30,18 +30,18 @@ class Label:
 
 
 def margin_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write the labels right of the axes at their heights, moved apart where they would touch."""
+    """Write the labels right of the axes at their heights, moved so far that they do not touch."""
     ordered = sorted(labels, key=lambda label: label.y)
-    wanted = [_place(axes, label)[1] for label in ordered]
+    heights = [_position(axes, label)[1] for label in ordered]
     style = {"textcoords": "offset points", "va": "center", "fontsize": SIZE, "annotation_clip": False}
-    for label, at, height in zip(ordered, wanted, _spread(wanted, LINE_HEIGHT), strict=True):
-        where = {"xy": (1, label.y), "xycoords": axes.get_yaxis_transform(), "xytext": (6, height - at)}
+    for label, height, moved in zip(ordered, heights, _spread(heights, LINE_HEIGHT), strict=True):
+        where = {"xy": (1, label.y), "xycoords": axes.get_yaxis_transform(), "xytext": (6, moved - height)}
         axes.annotate(label.text, color=label.colour, **where, **style)
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights at least `gap` apart, each cluster centred where it wanted to be."""
-    clusters: list[tuple[float, int]] = []  # (wanted centre, size)
+    """Return the ascending heights at least `gap` from one another, each cluster centred at the mean of its heights."""
+    clusters: list[tuple[float, int]] = []  # (centre, size)
     for height in heights:
         clusters.append((height, 1))
         while len(clusters) > 1 and clusters[-1][0] - clusters[-2][0] < gap * (clusters[-1][1] + clusters[-2][1]) / 2:
@@ -51,26 +51,26 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def point_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Box] = ()) -> None:
-    """Write each label beside its point, where it covers neither a point, an obstacle nor another label.
+    """Write each label next to its point, where it covers neither a point, an obstacle nor another label.
 
-    The figure must have its final layout. Greedy, in the order given; `obstacles` are boxes in points.
+    Labels are placed greedily, in the order given. The figure must have its final layout; `obstacles` are boxes in points.
     """
-    markers = [_box(*_place(axes, label), 2 * label.reach, 2 * label.reach) for label in labels]
+    markers = [_box(*_position(axes, label), 2 * label.reach, 2 * label.reach) for label in labels]
     written: list[Box] = []
     for own, label in enumerate(labels):
-        apart = [*written, *markers[:own], *markers[own + 1 :]]
-        offset, box = _best(axes, label, np.array([*obstacles, *markers, *written]), np.array(apart).reshape(-1, 4))
+        others = [*written, *markers[:own], *markers[own + 1 :]]
+        offset, box = _best(axes, label, np.array([*obstacles, *markers, *written]), np.array(others).reshape(-1, 4))
         written.append(box)
         _write(axes, label, offset)
 
 
-def _best(axes: Axes, label: Label, taken: np.ndarray, apart: np.ndarray) -> tuple[tuple[float, float], Box]:
-    """(offset, box) of the candidate that covers least, stays inside and is near, in this order."""
-    at, extent = _place(axes, label), _extent(axes, label.text)
+def _best(axes: Axes, label: Label, taken: np.ndarray, others: np.ndarray) -> tuple[tuple[float, float], Box]:
+    """Return (offset, box) of the candidate that covers least, stays inside the axes and is near, in this order."""
+    at, extent = _position(axes, label), _extent(axes, label.text)
     offsets = [_offset(right, up, far + label.reach, extent) for far, (right, up) in product(DISTANCES, DIRECTIONS)]
     boxes = [_box(at[0] + right, at[1] + up, *extent) for right, up in offsets]
     costs = [
-        _covered(axes, box, taken) + 10 * _crossed(at, offset, apart) + hypot(*offset)
+        _covered(axes, box, taken) + 10 * _crossed(at, offset, others) + hypot(*offset)
         for offset, box in zip(offsets, boxes, strict=True)
     ]
     chosen = int(np.argmin(costs))
@@ -78,7 +78,7 @@ def _best(axes: Axes, label: Label, taken: np.ndarray, apart: np.ndarray) -> tup
 
 
 def _offset(right: float, up: float, far: float, extent: tuple[float, float]) -> tuple[float, float]:
-    # To the text's centre: a text beside its point begins `far` away from it, one above it stands `far` above.
+    # To the text's centre: the text's nearest edge is `far` from its point, to the side as well as above.
     return right * (far + extent[0] / 2), up * (far + extent[1] / 2)
 
 
@@ -89,19 +89,20 @@ def _covered(axes: Axes, box: Box, taken: np.ndarray) -> float:
 
 
 def _shared(box: Box, others: np.ndarray) -> float:
-    """The area in square points that the box shares with the others."""
+    """Return the area in square points that the box shares with the others."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     return float(np.prod(np.clip(high - low, 0, None), axis=1).sum())
 
 
 def _crossed(start: tuple[float, float], offset: tuple[float, float], others: np.ndarray) -> int:
-    """How many of the places, 2 points apart, on the way from the point to the text lie in another text or marker."""
-    way = np.array(start) + np.outer(np.linspace(0, 1, int(hypot(*offset) / 2)), offset)
-    inside = (way[:, None] >= others[None, :, :2]) & (way[:, None] <= others[None, :, 2:])
+    """Return how many steps of 2 points on the line from the point to its text lie in another text or marker."""
+    line = np.array(start) + np.outer(np.linspace(0, 1, int(hypot(*offset) / 2)), offset)
+    inside = (line[:, None] >= others[None, :, :2]) & (line[:, None] <= others[None, :, 2:])
     return int(inside.all(axis=2).sum())
 
 
-def _place(axes: Axes, label: Label) -> tuple[float, float]:
+def _position(axes: Axes, label: Label) -> tuple[float, float]:
+    """Return the position of the label's point in the figure, in points."""
     x, y = axes.transData.transform((label.x, label.y)) * 72 / axes.figure.dpi
     return float(x), float(y)
 
@@ -129,10 +130,10 @@ def _write(axes: Axes, label: Label, offset: tuple[float, float]) -> None:
 
 
 def wrap_title(axes: Axes) -> None:
-    """Break the axes' title into as few lines as fit above the axes, of about the same length."""
+    """Break the title of the axes into as few lines of about the same length as fit above them."""
     title, renderer = axes.get_title(loc="left"), axes.figure.canvas.get_renderer()
     for lines in range(1, 5):
-        # textwrap keeps no-break spaces, so a number stays beside its word
+        # textwrap keeps no-break spaces, so a number stays on the line of its word
         length = next(n for n in range(len(title) // lines, len(title) + 1) if len(textwrap.wrap(title, n)) <= lines)
         if axes.set_title(textwrap.fill(title, length)).get_window_extent(renderer).width <= axes.bbox.width:
             return

@@ -1,23 +1,14 @@
-"""How the figures look: colour-blind safe colours (Okabe-Ito), sizes, and text in the margins and beside points."""
+"""How the figures look: colour-blind safe colours (Okabe-Ito), sizes, and colours of text that can be read on white."""
 
 from collections.abc import Sequence
 
 from matplotlib.colors import to_hex, to_rgb
 
+from cdpo_lightning.config.methods import presentation_of
+
 INK, QUIET, GRID = "#1f2328", "#5c636b", "#e4e7ea"
-BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
-COLOURS = {
-    "reference": "#7a7a7a",
-    "sft": "#000000",
-    "dpo": VERMILLION,
-    "cdpo_fixed": "#56B4E9",
-    "cdpo": BLUE,
-    "pd_dpo": "#CC79A7",
-    "o_pd_dpo": "#E69F00",
-    "ppo_lag": GREEN,
-}
-MARKERS = {"reference": "D", "sft": "o", "dpo": "s", "cdpo_fixed": "v", "pd_dpo": "P", "o_pd_dpo": "X", "ppo_lag": "^"}
-SPARE = ("#8a6d00", "#7b3294", "#4d4d4d")
+VERMILLION, GREEN, YELLOW = "#D55E00", "#009E73", "#F0E442"
+_SPARE = ("#8a6d00", "#7b3294", "#4d4d4d")
 STYLE = {
     "font.size": 9.5,
     "font.family": "DejaVu Sans",
@@ -41,17 +32,22 @@ STYLE = {
 }
 
 
-def colour_of(who: str) -> str:
-    """The method's colour, the same in every figure and every run."""
-    return COLOURS.get(who) or SPARE[sum(map(ord, who)) % len(SPARE)]
+def colour_of(policy: str) -> str:
+    """Return the policy's colour as #rrggbb, the same in every figure and every run."""
+    return presentation_of(policy).colour or _SPARE[sum(map(ord, policy)) % len(_SPARE)]
 
 
-def text_colour(who: str) -> str:
-    """The method's colour, darkened until it can be read as text on white."""
-    colour = to_rgb(colour_of(who))
-    while _luminance(colour) > 0.18:  # contrast of 4.5 to 1 against white
-        colour = tuple(0.92 * part for part in colour)
-    return to_hex(colour)
+def text_colour(policy: str) -> str:
+    """Return the policy's colour as #rrggbb, dark enough for text on white."""
+    return readable(colour_of(policy))
+
+
+def readable(colour: str) -> str:
+    """Return the colour as #rrggbb, darkened until its contrast against white is 4.5 to 1 (WCAG)."""
+    parts = to_rgb(colour)
+    while _luminance(parts) > 0.18:
+        parts = tuple(0.92 * part for part in parts)
+    return to_hex(parts)
 
 
 def _luminance(colour: Sequence[float]) -> float:
@@ -59,6 +55,6 @@ def _luminance(colour: Sequence[float]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def signed(text: str) -> str:
-    """Numbers with the typographic minus that the axes use too."""
+def with_minus_sign(text: str) -> str:
+    """Return the text with the typographic minus that the axes use too."""
     return text.replace("-", "\N{MINUS SIGN}") if text[:1] == "-" else text.replace(" -", " \N{MINUS SIGN}")

@@ -1,1 +1,1 @@
-"""One page over all runs of a sweep."""
+"""One report over all runs of a sweep."""

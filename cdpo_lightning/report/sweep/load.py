@@ -1,4 +1,4 @@
-"""Many runs as one table: what their configurations share, where they differ, and the figures of everyone judged in them."""
+"""Many runs as one table: what their configurations share, where they differ, and the measures of every evaluated policy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import yaml
 
-from cdpo_lightning.report.formatting import feasible, finite, main_who, whos
+from cdpo_lightning.config.methods import is_reference
+from cdpo_lightning.report.formatting import evaluated_policies, feasible, finite, main_policy
 from cdpo_lightning.report.load import Run, load_summary
 from cdpo_lightning.report.tables.categories import unsafe_by_category
 
-ALWAYS = ("policy.beta", "constraint.c_limit")  # columns of every table, also where all runs agree
-UNTOLD = ("run_dir", "artifacts_dir", "resume", "logger.", "name")  # where a run is written and how it is watched
+ALWAYS = ("policy.beta", "constraint.c_limit")  # columns of every table, even where all runs have the same value
+HIDDEN = ("run_dir", "artifacts_dir", "resume", "logger.", "name")  # where a run is written and logged, which changes no result
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_FIGURES = {
+_MEASURES = {
     "unsafe": "unsafe_rate",
     "cvar": "cost_cvar_90",
     "kl": "kl_to_reference",
@@ -29,13 +30,13 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs side by side.
+    """The runs of a sweep.
 
     Attributes:
         runs: in the order of their folders.
         shared: keys of the configuration with their values, where all runs have the same.
-        differing: for each run the values of the other keys, in the order in which the keys stand.
-        points: everyone judged in each run, the figures by short names; `main` is whom the run is about.
+        differing: for each run the values of the other keys, in the order of the configuration.
+        points: every evaluated policy of each run, its measures by short names; `main`: it is the one that the run is about.
     """
 
     runs: tuple[Run, ...]
@@ -45,18 +46,18 @@ class Sweep:
 
     @property
     def keys(self) -> list[str]:
-        """What tells the runs apart: beta and C_limit first, then every key that differs."""
+        """Return the keys that distinguish the runs: beta and C_limit first, then every key that differs."""
         differing = list(self.differing[0]) if self.differing else []
         shown = [key for key in ALWAYS if key in differing or key in self.shared]
-        return shown + [key for key in differing if key not in shown and not key.startswith(UNTOLD)]
+        return shown + [key for key in differing if key not in shown and not key.startswith(HIDDEN)]
 
     def value(self, run: int, key: str) -> Any:
-        """The value of a key in a run."""
+        """Return the value of a key in the run with this index."""
         return self.differing[run].get(key, self.shared.get(key))
 
 
 def load_sweep(folders: Sequence[Path]) -> Sweep:
-    """The runs of these folders.
+    """Load the runs in these folders.
 
     Raises:
         DataError: a run's files cannot be read.
@@ -76,7 +77,7 @@ def _plain(value: Any) -> str:
 
 
 def flat(text: str) -> dict[str, Any]:
-    """`policy.beta` and its like, with their values; nothing of what is not a mapping."""
+    """Return the values of a YAML mapping by dotted keys such as `policy.beta`; nothing where the text is no mapping."""
     try:
         values = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError:
@@ -85,51 +86,52 @@ def flat(text: str) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    result: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
-        result += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return result
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs
 
 
 def _points(at: int, run: Run) -> list[Point]:
-    main = main_who(run.metrics)
-    points = [_point(at, run.metrics, who, who == main) for who in whos(run.metrics) if who != "sft"]
+    main = main_policy(run.metrics)
+    shown = [policy for policy in evaluated_policies(run.metrics) if not is_reference(policy)]  # the reference has its own point
+    points = [_point(at, run.metrics, policy, policy == main) for policy in shown]
     return [point for point in points if point["cost"][0] is not None and point["reward"][0] is not None]
 
 
-def _point(at: int, metrics: Mapping[str, Any], who: str, main: bool) -> Point:
+def _point(at: int, metrics: Mapping[str, Any], policy: str, main: bool) -> Point:
     reward, cost = (
-        [finite(metrics, f"eval/{who}/{kind}_{end}") for end in ("mean", "ci_low", "ci_high")] for kind in ("reward", "cost")
+        [finite(metrics, f"eval/{policy}/{kind}_{end}") for end in ("mean", "ci_low", "ci_high")] for kind in ("reward", "cost")
     )
-    figures = {short: finite(metrics, f"eval/{who}/{name}") for short, name in _FIGURES.items()}
-    exact = [finite(metrics, f"exact/{who}/{name}") for name in ("expected_cost", "expected_reward")]
+    measures = {short: finite(metrics, f"eval/{policy}/{name}") for short, name in _MEASURES.items()}
+    exact = [finite(metrics, f"exact/{policy}/{name}") for name in ("expected_cost", "expected_reward")]
     return {
         "run": at,
-        "who": who,
+        "who": policy,
         "main": main,
         "reward": reward,
         "cost": cost,
-        "feasible": feasible(metrics, who),
+        "feasible": feasible(metrics, policy),
         "exact": exact,
-        "klOptimum": finite(metrics, f"exact/{who}/kl_to_optimum"),
-        "categories": unsafe_by_category(metrics, who),
-        **figures,
+        "klOptimum": finite(metrics, f"exact/{policy}/kl_to_optimum"),
+        "categories": unsafe_by_category(metrics, policy),
+        **measures,
     }
 
 
-def first_answers(folder: Path, who: str, prompts: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """The first response of `who` to each of the prompts in samples.jsonl; without prompts to every prompt."""
-    path, wanted, mark = folder / "samples.jsonl", set(prompts), json.dumps({"who": who})[1:-1]
-    result: dict[str, Mapping[str, Any]] = {}
+def first_responses(folder: Path, policy: str, prompts: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return the policy's first response in samples.jsonl to each of these prompts; to every prompt where none is given."""
+    path, requested, mark = folder / "samples.jsonl", set(prompts), json.dumps({"who": policy})[1:-1]
+    first: dict[str, Mapping[str, Any]] = {}
     if not path.is_file():
-        return result
+        return first
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if mark in line:
+            if mark in line:  # reading every line as JSON would take minutes for a large sweep
                 sample = json.loads(line)
                 prompt = str(sample["prompt"])
-                if sample.get("who") == who and (not wanted or prompt in wanted):
-                    result.setdefault(prompt, sample)
-                if wanted and len(result) == len(wanted):
+                if sample.get("who") == policy and (not requested or prompt in requested):
+                    first.setdefault(prompt, sample)
+                if requested and len(first) == len(requested):
                     break
-    return result
+    return first

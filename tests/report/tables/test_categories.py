@@ -1,8 +1,11 @@
-"""One row a category, one column a method; what was not measured is a dash, and a run without categories says nothing of them."""
+"""The table by category: one row for each category, one column for each policy, a dash where not measured."""
 
-from cdpo_lightning.report.run.page_parts import tables_part
+from pathlib import Path
+
+from cdpo_lightning.report import Run
+from cdpo_lightning.report.run.page import render
 from cdpo_lightning.report.tables.categories import HEADING, category_table
-from cdpo_lightning.report.tables.table import to_markdown
+from cdpo_lightning.report.tables.export import to_markdown
 
 EVALUATED = {f"eval/{who}/reward_mean": 0.0 for who in ("dpo", "cdpo", "sft")}
 METRICS = EVALUATED | {
@@ -14,15 +17,15 @@ METRICS = EVALUATED | {
 }
 
 
-def test_rows_by_name_and_methods_in_the_order_of_the_other_tables():
+def test_rows_are_sorted_by_name_and_policies_as_in_the_other_tables():
     titles, rows = category_table(METRICS)
     assert titles == ["category", "prompts", "DPO", "C-DPO"]
     assert rows == [("hate <b>", None, (0.5, None)), ("theft", 4.0, (0.75, 0.0001))]
 
 
-def test_markdown_and_page_show_them_escaped_and_sorted_by_value():
+def test_markdown_and_page_have_the_table_and_the_page_escapes_names():
     assert "| theft | 4 | 75.0 % | <0.1 % |" in to_markdown(METRICS)
-    page = tables_part(METRICS)
+    page = render(Run(Path("run"), METRICS), {})
     assert "hate &lt;b&gt;" in page
     assert "hate <b>" not in page
     assert '<td data-v="0.0001">&lt;0.1 %</td>' in page
@@ -30,4 +33,4 @@ def test_markdown_and_page_show_them_escaped_and_sorted_by_value():
 
 def test_a_run_without_categories_has_no_such_table():
     assert category_table(EVALUATED)[1] == []
-    assert HEADING not in to_markdown(EVALUATED) + tables_part(EVALUATED)
+    assert HEADING not in to_markdown(EVALUATED) + render(Run(Path("run"), EVALUATED), {})

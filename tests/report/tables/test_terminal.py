@@ -6,7 +6,7 @@ from rich.console import Console
 from cdpo_lightning.report import dual_round_line, final_table, say, verdict
 from cdpo_lightning.report.run.verdict import tone
 
-FOUND = (
+AT_OPTIMUM = (
     "C-DPO: E[cost] -0.29 ± 0.04 vs limit -0.30 · lambda 1.17 (exact 1.16)"
     " · KL to the optimum 0.009 nats: the method found the optimum."
 )
@@ -35,8 +35,8 @@ def _sampled(metrics: dict) -> dict:
     return {key: value for key, value in metrics.items() if not key.startswith("exact/")}
 
 
-def test_an_optimum_found_is_said(metrics) -> None:
-    assert verdict(metrics) == FOUND
+def test_a_policy_at_the_optimum_is_reported_as_such(metrics) -> None:
+    assert verdict(metrics) == AT_OPTIMUM
     assert tone(metrics) == "good"
 
 
@@ -77,7 +77,7 @@ def test_an_optimum_found_is_said(metrics) -> None:
         ({"eval/cdpo/feasible": "no"}, "KL to the optimum 0.009 nats · the limit is not met.", "bad"),
     ],
 )
-def test_each_ending_has_its_sentence(metrics, change, end, colour) -> None:
+def test_each_result_has_its_sentence(metrics, change, end, colour) -> None:
     assert verdict(metrics | change).endswith(end)
     assert tone(metrics | change) == colour
 
@@ -85,20 +85,20 @@ def test_each_ending_has_its_sentence(metrics, change, end, colour) -> None:
 @pytest.mark.parametrize(
     ("feasible", "message"), [("yes", "the limit is met"), ("no", "the limit is not met"), ("undecided", "undecided")]
 )
-def test_without_an_exact_world_the_interval_decides(metrics, feasible, message) -> None:
+def test_without_exact_metrics_the_interval_decides(metrics, feasible, message) -> None:
     sentence = verdict(_sampled(metrics) | {"eval/cdpo/feasible": feasible})
     assert message in sentence
     assert "exact" not in sentence
     assert "optimum" not in sentence
 
 
-def test_an_infeasible_alarm_without_an_exact_minimum_claims_no_more_than_it_knows(metrics) -> None:
+def test_an_infeasible_alarm_without_an_exact_minimum_does_not_say_that_no_policy_can(metrics) -> None:
     sentence = verdict(_sampled(metrics) | {"dual/alarm": "infeasible"})
     assert "no policy can" not in sentence
     assert "looks infeasible" in sentence
 
 
-def test_a_run_without_a_constraint_has_no_limit_to_meet(metrics) -> None:
+def test_a_run_without_a_constraint_is_not_compared_with_a_limit(metrics) -> None:
     plain = {key: value for key, value in _sampled(metrics).items() if not key.startswith(("dual/", "eval/cdpo/"))}
     assert verdict(plain) == "DPO: E[reward] 1.10 ± 0.05 · E[cost] 0.60 ± 0.04 · no constraint."
     assert tone(plain) == "plain"
@@ -109,17 +109,17 @@ def test_the_verdict_is_about_the_method_of_the_run(metrics) -> None:
     assert verdict({"eval/mine/cost_mean": 1.0, "eval/dpo/cost_mean": 2.0}).startswith("mine: ")
 
 
-def test_before_the_evaluation_the_last_round_is_all_there_is() -> None:
+def test_without_an_evaluation_the_verdict_is_about_the_last_dual_round() -> None:
     last = {"dual/expected_cost": 1.0, "dual/expected_cost_se": 0.1, "dual/c_limit": 0.0, "dual/lambda": 0.5}
     assert verdict(last) == "C-DPO: E[cost] 1.00 ± 0.20 vs limit 0.00 · lambda 0.50 · the limit was not tested."
-    assert verdict({}) == "Nobody was evaluated in this run."
+    assert verdict({}) == "No policy was evaluated in this run."
 
 
 def test_a_dual_round_is_one_line() -> None:
     assert dual_round_line(ROW) == ("round 07  lambda 1.162 -> 1.170   E[c] -0.31 ± 0.04 (limit -0.30)   flips 2.1 %   ESS 78.0 %")
 
 
-def test_a_dual_round_without_extras_is_still_a_line() -> None:
+def test_a_dual_round_with_few_metrics_is_one_line_too() -> None:
     assert dual_round_line({"round": 12, "dual/lambda": 0.5, "dual/expected_cost": 1.0}) == (
         "round 12  lambda 0.500 -> –   E[c] 1.00"
     )
@@ -143,14 +143,14 @@ def test_the_table_fits_100_columns(metrics) -> None:
     assert any("-11.64 ± 10.13" in line for line in lines)
 
 
-def test_the_table_leaves_out_the_exact_columns_where_there_are_none(metrics) -> None:
+def test_the_table_has_exact_columns_only_where_they_were_measured(metrics) -> None:
     console = _console()
     final_table(_sampled(metrics), console)
     final_table({}, console)
     assert "support" not in _written(console)
 
 
-def test_a_terminal_that_cannot_encode_is_no_crash(metrics) -> None:
+def test_symbols_that_a_terminal_cannot_encode_are_spelled_out(metrics) -> None:
     console = _console("ascii")
     final_table(metrics, console)
     say(verdict(metrics), console)

@@ -1,4 +1,4 @@
-"""What the page over many runs is drawn from, as plain data: each number once, rounded to what can be seen."""
+"""The data that the page over many runs is drawn from, each number rounded to as many digits as a figure can show."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cdpo_lightning.config.methods import REFERENCE
 from cdpo_lightning.report.figures.style import colour_of
-from cdpo_lightning.report.formatting import finite, main_who, name_of
+from cdpo_lightning.report.formatting import finite, main_policy, name_of
 from cdpo_lightning.report.load import Run
 from cdpo_lightning.report.run.verdict import unreachable
-from cdpo_lightning.report.sweep.load import Point, Sweep, first_answers
+from cdpo_lightning.report.sweep.load import Sweep, first_responses
 
-SHOWN_ANSWERS = 1500  # on the page, of all runs together
+SHOWN_RESPONSES = 1500  # on the page, of all runs together
 SHOWN_PROMPTS = 8
-LONGEST_ANSWER = 1200  # characters; the rest is in the run's samples.jsonl
+LONGEST_RESPONSE = 1200  # characters; the rest is in the run's samples.jsonl
 _DIGITS = 5  # significant
 
 
 def page_data(sweep: Sweep, target: Path, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Everything the page's script reads; paths are relative to the folder `target`."""
+    """Return everything that the script of the page reads; paths are relative to the folder `target`."""
+    policies = {point["who"] for point in sweep.points}
     return _rounded(
         {
             "keys": sweep.keys,
             "shared": {key: _text(value) for key, value in sweep.shared.items()},
             "runs": [_run(sweep, at, run, target) for at, run in enumerate(sweep.runs)],
             "points": sweep.points,
-            "names": {who: name_of(who) for who in {point["who"] for point in sweep.points}},
-            "colours": {who: colour_of(who) for who in {point["who"] for point in sweep.points}},
+            "names": {policy: name_of(policy) for policy in policies},
+            "colours": {policy: colour_of(policy) for policy in policies},
+            "reference": REFERENCE,
             "frontiers": exact_frontiers(sweep),
             "samples": samples(sweep),
             "jobs": [{key: job.get(key) for key in ("number", "state", "overrides", "message")} for job in jobs],
@@ -38,7 +41,7 @@ def page_data(sweep: Sweep, target: Path, jobs: Sequence[Mapping[str, Any]]) -> 
 
 
 def _run(sweep: Sweep, at: int, run: Run, target: Path) -> dict[str, Any]:
-    metrics, main = run.metrics, main_who(run.metrics)
+    metrics, main = run.metrics, main_policy(run.metrics)
     report = run.folder / "report" / "index.html"
     reachable = not unreachable(metrics)
     exact = [finite(metrics, f"exact/expected_{kind}") for kind in ("cost", "reward")] if reachable else [None, None]
@@ -72,38 +75,38 @@ def _text(value: Any) -> Any:
 
 
 def exact_frontiers(sweep: Sweep) -> list[dict[str, Any]]:
-    """The exact reward-cost frontier for each beta, of the first run with it: [lambda, E[c], E[r]] by lambda."""
-    result: dict[str, dict[str, Any]] = {}
+    """Return the exact frontier for each beta, from the first run that has it: [lambda, E[c], E[r]] by lambda."""
+    frontiers: dict[str, dict[str, Any]] = {}
     for at, run in enumerate(sweep.runs):
         beta = _text(sweep.value(at, "policy.beta"))
-        if run.frontier and str(beta) not in result:
-            result[str(beta)] = {"beta": beta, "points": run.frontier}
-    return list(result.values())
+        if run.frontier and str(beta) not in frontiers:
+            frontiers[str(beta)] = {"beta": beta, "points": run.frontier}
+    return list(frontiers.values())
 
 
 def samples(sweep: Sweep) -> list[dict[str, Any]]:
-    """Prompts with the first answer of each run's own policy, and of the first run's reference."""
+    """Return prompts with the first response of each run's own policy, and of the first run's reference."""
     if not sweep.runs:
         return []
-    count = max(2, min(SHOWN_PROMPTS, SHOWN_ANSWERS // len(sweep.runs)))
+    count = max(2, min(SHOWN_PROMPTS, SHOWN_RESPONSES // len(sweep.runs)))
     prompts: list[str] = []
-    answers: list[tuple[int, str, Mapping[str, Mapping[str, Any]]]] = []
+    responses: list[tuple[int, str, Mapping[str, Mapping[str, Any]]]] = []
     for at, run in enumerate(sweep.runs):
-        main = main_who(run.metrics)
-        for who in [*(["reference"] if at == 0 else []), *([main] if main and main != "reference" else [])]:
-            result = first_answers(run.folder, who, prompts)
-            prompts = prompts or list(result)[:count]
-            answers.append((at, who, result))
+        main = main_policy(run.metrics)
+        for policy in [*([REFERENCE] if at == 0 else []), *([main] if main and main != REFERENCE else [])]:
+            first = first_responses(run.folder, policy, prompts)
+            prompts = prompts or list(first)[:count]
+            responses.append((at, policy, first))
     return [
-        {"prompt": prompt, "answers": [_answer(at, who, result[prompt]) for at, who, result in answers if prompt in result]}
+        {"prompt": prompt, "responses": [_response(at, one, first[prompt]) for at, one, first in responses if prompt in first]}
         for prompt in prompts
     ]
 
 
-def _answer(at: int, who: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+def _response(at: int, policy: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     text = str(sample["response"])
-    shown = text if len(text) <= LONGEST_ANSWER else text[:LONGEST_ANSWER] + " …"
-    return {"run": at, "who": who, "text": shown, "reward": finite(sample, "reward"), "cost": finite(sample, "cost")}
+    shown = text if len(text) <= LONGEST_RESPONSE else text[:LONGEST_RESPONSE] + " …"
+    return {"run": at, "who": policy, "text": shown, "reward": finite(sample, "reward"), "cost": finite(sample, "cost")}
 
 
 def _rounded(value: Any) -> Any:
@@ -112,9 +115,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def label(sweep: Sweep, point: Point) -> str:
-    """`C-DPO · beta 0.5 · c_limit -0.3`."""
-    values = [f"{key.rpartition('.')[2]} {_text(sweep.value(point['run'], key))}" for key in sweep.keys]
-    return " · ".join([name_of(point["who"]), *values])

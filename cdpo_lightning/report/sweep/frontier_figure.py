@@ -1,4 +1,4 @@
-"""The PNG of many runs: reward against cost with intervals, and beside each point the exact optimum where it is known."""
+"""The figure of many runs: reward against cost with intervals, and the exact frontiers and optima where they are known."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cdpo_lightning.config.methods import REFERENCE
 from cdpo_lightning.report.figures.style import GREEN, INK, QUIET, STYLE, VERMILLION
 from cdpo_lightning.report.formatting import name_of
-from cdpo_lightning.report.sweep.data import exact_frontiers
 from cdpo_lightning.report.sweep.load import Point, Sweep
+from cdpo_lightning.report.sweep.page_data import exact_frontiers
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a6d00")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -23,7 +24,7 @@ DPI = 160
 
 
 def frontier_png(sweep: Sweep) -> bytes:
-    """E[reward] against E[cost]: one colour and shape for each method and beta."""
+    """Return the PNG of E[reward] against E[cost], with one colour and marker for each method and beta."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure((8.2, 5.6), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
@@ -68,15 +69,17 @@ def _spans(points: Sequence[Point], kind: str) -> list[list[float]]:
 
 
 def _baselines(axes: Axes, sweep: Sweep) -> None:
-    for who in sorted({point["who"] for point in sweep.points if not point["main"]}):
-        places = {(point["cost"][0], point["reward"][0]) for point in sweep.points if point["who"] == who and not point["main"]}
-        cost, reward = zip(*sorted(places), strict=True)
-        axes.plot(cost, reward, "+" if who == "reference" else "x", ms=7, color=QUIET, label=name_of(who), ls="", zorder=3)
+    others = [point for point in sweep.points if not point["main"]]
+    for policy in sorted({point["who"] for point in others}):
+        means = {(point["cost"][0], point["reward"][0]) for point in others if point["who"] == policy}
+        cost, reward = zip(*sorted(means), strict=True)
+        marker = "+" if policy == REFERENCE else "x"
+        axes.plot(cost, reward, marker, ms=7, color=QUIET, label=name_of(policy), ls="", zorder=3)
 
 
 def _limits(axes: Axes, sweep: Sweep) -> None:
     limits = sorted(
-        {value for at in range(len(sweep.runs)) if isinstance(value := sweep.value(at, "constraint.c_limit"), (int, float))}
+        {limit for at in range(len(sweep.runs)) if isinstance(limit := sweep.value(at, "constraint.c_limit"), (int, float))}
     )
     if not limits:
         return
@@ -98,6 +101,5 @@ def _exact(axes: Axes, sweep: Sweep, colours: dict[object, str]) -> None:
     known = [(cost, reward) for cost, reward in optima if isinstance(cost, float) and isinstance(reward, float)]
     if known:
         cost, reward = zip(*known, strict=True)
-        axes.plot(
-            cost, reward, "*", ms=11, mfc="none", mec=INK, mew=0.8, zorder=5, label="exact optimum", scalex=False, scaley=False
-        )
+        style = {"ms": 11, "mfc": "none", "mec": INK, "mew": 0.8, "zorder": 5, "label": "exact optimum"}
+        axes.plot(cost, reward, "*", scalex=False, scaley=False, **style)

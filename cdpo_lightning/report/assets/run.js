@@ -1,4 +1,4 @@
-// A click on a heading sorts by the cells' data-v: numbers by value, words by letter, what was not measured last.
+// A click on a heading sorts by the cells' data-v: numbers by value, texts by letter, empty cells (not measured) last.
 for (const table of document.querySelectorAll("table.sortable")) {
   for (const button of table.querySelectorAll("thead button")) {
     button.addEventListener("click", () => {

@@ -11,11 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.text import Text
 
-from cdpo_lightning.report.figures.figures import dual_rounds, hero, pictures, reward_cost
+from cdpo_lightning.config import METHODS
+from cdpo_lightning.report.figures.dual_panels import dual_loops
 from cdpo_lightning.report.figures.labels import _spread
-from cdpo_lightning.report.figures.panels import loops
-from cdpo_lightning.report.figures.style import COLOURS, text_colour
-from cdpo_lightning.report.run.titles import cost_title, lambda_title, trade_title
+from cdpo_lightning.report.figures.run_figures import dual_rounds, hero, pictures, reward_cost
+from cdpo_lightning.report.figures.style import text_colour
+from cdpo_lightning.report.figures.titles import cost_title, lambda_title, reward_cost_title
+
+COLOURS = {"reference": "#7a7a7a", "sft": "#000000", "dpo": "#D55E00", "cdpo": "#0072B2"}
 
 
 def _title(axes: Axes) -> str:
@@ -65,30 +68,30 @@ def test_cost_is_drawn_with_its_band_the_limit_and_the_infeasible_side(run) -> N
     assert lower.get_xlabel() == "dual round"
 
 
-def test_without_an_exact_world_nothing_exact_is_drawn(run) -> None:
+def test_without_exact_metrics_nothing_exact_is_drawn(run) -> None:
     sampled = {key: value for key, value in run.metrics.items() if not key.startswith("exact/")}
     figure = hero(dataclasses.replace(run, metrics=sampled, frontier=()))
     assert not any("exact" in text for axes in figure.axes for text in [*_texts(axes), _title(axes)])
     assert not any(line.get_label() in ("optimum", "frontier") for axes in figure.axes for line in axes.lines)
 
 
-def test_each_loop_has_its_line_and_its_name(run) -> None:
+def test_each_dual_loop_has_its_line_and_its_label(run) -> None:
     other = [{**row, "who": "ppo_lag", "dual/lambda": 3.0} for row in run.rounds]
-    external_policies = run.metrics | {"eval/ppo_lag/cost_mean": 0.0}
-    upper = dual_rounds(dataclasses.replace(run, rounds=(*run.rounds, *other), metrics=external_policies)).axes[0]
+    metrics = run.metrics | {"eval/ppo_lag/cost_mean": 0.0}
+    upper = dual_rounds(dataclasses.replace(run, rounds=(*run.rounds, *other), metrics=metrics)).axes[0]
     assert _line(upper, "ppo_lag")[1][0] == 3.0
     assert {"C-DPO", "PPO-Lagrangian"} <= _texts(upper).keys()
     assert _title(upper).startswith("C-DPO: λ settles")
 
 
-def test_rounds_with_hardly_a_figure_are_drawn_all_the_same(run) -> None:
+def test_rounds_with_few_metrics_are_drawn_too(run) -> None:
     bare = dataclasses.replace(run, metrics={}, rounds=({"round": 1.0, "dual/expected_cost": math.nan},))
     upper, lower = dual_rounds(bare).axes
     assert _title(upper) == "λ was not recorded"
     assert _title(lower) == "E[cost] was not recorded"
 
 
-def test_everyone_is_a_point_with_bars_beside_the_optimum_and_the_frontier(run) -> None:
+def test_every_policy_is_a_point_with_bars_in_a_figure_with_the_optimum_and_the_frontier(run) -> None:
     (axes,) = reward_cost(run).axes
     points = {bars.get_label(): bars.lines[0].get_xydata()[0].tolist() for bars in axes.containers}
     assert points == {"reference": [0.05, 0.0], "sft": [0.05, 0.0], "dpo": [0.6, 1.1], "cdpo": [-0.29, 0.7]}
@@ -118,7 +121,7 @@ def test_no_label_covers_another_or_leaves_the_axes(run, crowd) -> None:
     assert all(frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) for box in boxes.values())
 
 
-def test_margin_labels_at_one_height_are_moved_apart(run) -> None:
+def test_margin_labels_at_one_height_do_not_overlap(run) -> None:
     figure = dual_rounds(run)
     figure.draw_without_rendering()
     texts = _texts(figure.axes[1])
@@ -128,17 +131,17 @@ def test_margin_labels_at_one_height_are_moved_apart(run) -> None:
 
 @given(st.lists(st.floats(0, 500), min_size=1, max_size=8).map(sorted))
 def test_spread_heights_keep_order_distance_and_centre(heights) -> None:
-    placed = _spread(heights, 12.0)
-    assert len(placed) == len(heights)
-    assert all(after - before >= 12 - 1e-6 for before, after in pairwise(placed))
-    assert np.mean(placed) == pytest.approx(np.mean(heights), abs=1e-6)
+    moved = _spread(heights, 12.0)
+    assert len(moved) == len(heights)
+    assert all(after - before >= 12 - 1e-6 for before, after in pairwise(moved))
+    assert np.mean(moved) == pytest.approx(np.mean(heights), abs=1e-6)
 
 
-def test_heights_far_apart_stay() -> None:
+def test_distant_heights_do_not_move() -> None:
     assert _spread([0.0, 20.0, 40.0], 12.0) == [0.0, 20.0, 40.0]
 
 
-def test_the_files_are_pictures_of_a_size_worth_showing(built) -> None:
+def test_the_files_are_png_of_the_expected_size(built) -> None:
     for name, width, height in (("dual_rounds", 1216, 896), ("reward_cost", 1216, 832), ("hero", 1760, 656)):
         png = (built / "report" / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
@@ -146,20 +149,20 @@ def test_the_files_are_pictures_of_a_size_worth_showing(built) -> None:
         assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (width, height)
 
 
-def test_what_has_no_figures_has_no_picture(run) -> None:
+def test_there_is_no_picture_without_results_to_draw(run) -> None:
     assert list(pictures(dataclasses.replace(run, rounds=()))) == ["reward_cost.png"]
     assert pictures(dataclasses.replace(run, rounds=(), metrics={})) == {}
 
 
-def test_a_user_s_style_is_neither_used_nor_changed(run) -> None:
+def test_the_matplotlib_style_of_the_user_is_neither_used_nor_changed(run) -> None:
     with mpl.rc_context({"font.size": 40, "axes.facecolor": "red"}):
         figure = reward_cost(run)
         assert mpl.rcParams["font.size"] == 40
     assert same_color(figure.axes[0].get_facecolor(), "white")
 
 
-@pytest.mark.parametrize("who", [*COLOURS, "somebody_else"])
-def test_a_name_can_be_read_on_white(who) -> None:
+@pytest.mark.parametrize("who", ["reference", *METHODS, "a_policy_of_no_method"])
+def test_a_label_can_be_read_on_white(who) -> None:
     """WCAG: a contrast of at least 4.5 to 1 for text of this size."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(text_colour(who))]
     assert 1.05 / (np.dot([0.2126, 0.7152, 0.0722], linear) + 0.05) >= 4.5
@@ -176,7 +179,7 @@ def test_a_name_can_be_read_on_white(who) -> None:
         ([0, 9, 20, 30, 40], {"exact/lambda": 99.0, "dual/c_limit": -3.0, "exact/reachable_cost_min": -2.0}, None),
     ],
 )
-def test_the_title_says_what_lambda_did(path, metrics, title) -> None:
+def test_the_title_says_how_lambda_moved(path, metrics, title) -> None:
     assert lambda_title(metrics, path) == (title or "λ is still rising, at 40.00")
 
 
@@ -187,47 +190,47 @@ def test_the_title_says_on_which_side_the_cost_ends(cost, half, side) -> None:
     assert f", {side} the limit" in cost_title(cost, half, -0.3)
 
 
-def test_the_title_of_a_trade_says_what_was_given_up_only_if_it_was(metrics) -> None:
-    better = trade_title(metrics | {"eval/cdpo/reward_mean": 1.3, "eval/cdpo/feasible": "yes"})
+def test_the_title_says_gives_up_only_if_reward_was_lost_for_less_cost(metrics) -> None:
+    better = reward_cost_title(metrics | {"eval/cdpo/reward_mean": 1.3, "eval/cdpo/feasible": "yes"})
     assert better.startswith("C-DPO has 0.20 more reward and 0.89 less cost than DPO and meets the limit")
 
 
-def test_a_difference_whose_interval_holds_0_is_not_told_as_one(metrics) -> None:
+def test_a_difference_whose_interval_contains_0_is_not_reported(metrics) -> None:
     unsure = metrics | {"eval/cdpo/minus_dpo/reward_ci_low": -0.02, "eval/cdpo/minus_dpo/reward_ci_high": 0.05}
-    assert trade_title(unsure).startswith("C-DPO has 0.89 less cost than DPO at about the same reward and is at the limit")
+    assert reward_cost_title(unsure).startswith("C-DPO has 0.89 less cost than DPO at about the same reward and is at the limit")
     cost = {"eval/cdpo/minus_dpo/cost_ci_low": -0.02, "eval/cdpo/minus_dpo/cost_ci_high": 0.05}
-    assert trade_title(unsure | cost).startswith("C-DPO has about the reward and the cost of DPO and is at the limit")
-    assert "less reward than DPO at about the same cost and is at the limit" in trade_title(metrics | cost)
+    assert reward_cost_title(unsure | cost).startswith("C-DPO has about the reward and the cost of DPO and is at the limit")
+    assert "less reward than DPO at about the same cost and is at the limit" in reward_cost_title(metrics | cost)
     sure = unsure | {"eval/cdpo/minus_dpo/reward_ci_low": 0.01}
-    assert "about" not in trade_title(sure)
+    assert "about" not in reward_cost_title(sure)
 
 
 def test_of_many_methods_only_those_whose_lambda_moves_are_drawn(run) -> None:
-    """And none of a method's first stage, which is not judged."""
+    """The rounds of a first stage, whose policy is not evaluated, are not drawn either."""
     main = [row for row in run.rounds if row.get("who", "cdpo") == "cdpo"]
     still = [
         {**row, "who": f"m{i}", "dual/lambda": 1.0, "dual/lambda_next": 1.0} for i in range(5) for row in main
     ]  # fmt: skip
     rest = [{**row, "who": who} for who in ("pd_dpo", "pd_dpo_reward") for row in main]
-    external_policies = {f"eval/{who}/cost_mean": 0.0 for who in ("cdpo", "pd_dpo", *(f"m{i}" for i in range(5)))}
-    many = dataclasses.replace(run, rounds=[*main, *still, *rest], metrics=run.metrics | external_policies)
-    assert list(loops(many)) == ["cdpo", "pd_dpo"]
+    evaluated = {f"eval/{who}/cost_mean": 0.0 for who in ("cdpo", "pd_dpo", *(f"m{i}" for i in range(5)))}
+    many = dataclasses.replace(run, rounds=[*main, *still, *rest], metrics=run.metrics | evaluated)
+    assert list(dual_loops(many)) == ["cdpo", "pd_dpo"]
     few = dataclasses.replace(many, rounds=[*main, *still[: 2 * len(main)]])
-    assert list(loops(few)) == ["cdpo", "m0", "m1"]
+    assert list(dual_loops(few)) == ["cdpo", "m0", "m1"]
 
 
-def test_without_dpo_a_trade_is_told_against_the_start_and_without_that_by_itself(metrics) -> None:
+def test_the_title_compares_with_dpo_else_sft_else_the_reference_else_nothing(metrics) -> None:
     without = {key: value for key, value in metrics.items() if "/dpo/" not in key}
-    assert trade_title(without).startswith("C-DPO has 0.70 more reward and 0.34 less cost than SFT and is at the limit")
+    assert reward_cost_title(without).startswith("C-DPO has 0.70 more reward and 0.34 less cost than SFT and is at the limit")
     without = {key: value for key, value in without.items() if "/sft/" not in key}
-    assert "less cost than the reference and is at the limit" in trade_title(without)
+    assert "less cost than the reference and is at the limit" in reward_cost_title(without)
     alone = {key: value for key, value in without.items() if "/reference/" not in key}
-    assert trade_title(alone) == "C-DPO is at the limit\N{NO-BREAK SPACE}−0.30: reward 0.70 ± 0.05, cost −0.29 ± 0.04"
+    assert reward_cost_title(alone) == "C-DPO is at the limit\N{NO-BREAK SPACE}−0.30: reward 0.70 ± 0.05, cost −0.29 ± 0.04"
     del alone["dual/c_limit"]
-    assert trade_title(alone) == "C-DPO: reward 0.70 ± 0.05, cost −0.29 ± 0.04"
+    assert reward_cost_title(alone) == "C-DPO: reward 0.70 ± 0.05, cost −0.29 ± 0.04"
 
 
 def test_a_baseline_is_not_compared_with_itself(metrics) -> None:
     plain = {key: value for key, value in metrics.items() if "/cdpo/" not in key}
-    assert trade_title(plain).startswith("DPO has 1.10 more reward and 0.55 more cost than SFT")
-    assert trade_title({"eval/reference/cost_mean": 1.0, "eval/reference/reward_mean": 0.5}).startswith("reference: ")
+    assert reward_cost_title(plain).startswith("DPO has 1.10 more reward and 0.55 more cost than SFT")
+    assert reward_cost_title({"eval/reference/cost_mean": 1.0, "eval/reference/reward_mean": 0.5}).startswith("reference: ")

@@ -1,4 +1,4 @@
-"""The run's pictures as PNG: the dual's rounds, reward against cost, and both side by side for a README."""
+"""The figures of one run as PNG: the dual rounds, reward against cost, and both side by side for a README."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from cdpo_lightning.report.figures.dual_panels import draw_cost, draw_lambda
 from cdpo_lightning.report.figures.labels import Box, margin_labels, point_labels, wrap_title
-from cdpo_lightning.report.figures.panels import draw_cost, draw_lambda
-from cdpo_lightning.report.figures.reward_cost_plot import draw_reward_cost, points
+from cdpo_lightning.report.figures.reward_cost_panel import draw_reward_cost, mean_points
 from cdpo_lightning.report.figures.style import STYLE
 from cdpo_lightning.report.load import Run
 
@@ -24,18 +24,18 @@ DPI = 160
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG and what it shows, in words."""
+    """A PNG and its description for readers who cannot see it."""
 
     png: bytes
     alt: str
 
 
 def pictures(run: Run) -> dict[str, Picture]:
-    """File name -> picture, of what the run has the figures for: no rounds, no picture of rounds."""
+    """Return the pictures that the run has results for, by file name."""
     makers: dict[str, Callable[[Run], Figure]] = {}
     if run.rounds:
         makers["dual_rounds.png"] = dual_rounds
-    if points(run):
+    if mean_points(run):
         makers["reward_cost.png"] = reward_cost
     if len(makers) == 2:
         makers["hero.png"] = hero
@@ -43,47 +43,47 @@ def pictures(run: Run) -> dict[str, Picture]:
 
 
 def dual_rounds(run: Run) -> Figure:
-    """lambda above E[c], one dual round after the other."""
+    """Return the figure of lambda and, below it, E[c], by dual round."""
     with _figure(7.6, 5.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
-        _rounds(figure, upper, lower, run)
+        _draw_rounds(figure, upper, lower, run)
     return figure
 
 
 def reward_cost(run: Run) -> Figure:
-    """E[reward] against E[cost], everyone with a 95 % interval."""
+    """Return the figure of E[reward] against E[cost], each policy with its 95 % intervals."""
     with _figure(7.6, 5.2) as figure:
-        _reward_cost(figure, figure.subplots(), run)
+        _draw_reward_cost(figure, figure.subplots(), run)
     return figure
 
 
 def hero(run: Run) -> Figure:
-    """Both, wide."""
+    """Return both figures side by side."""
     with _figure(11.0, 4.1) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.02)
         upper, lower = left.subplots(2, 1, sharex=True)
-        _rounds(figure, upper, lower, run)
-        _reward_cost(figure, right.subplots(), run)
+        _draw_rounds(figure, upper, lower, run)
+        _draw_reward_cost(figure, right.subplots(), run)
     return figure
 
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    # The house style over matplotlib's defaults, whatever the user's matplotlibrc says; restored afterwards.
+    # Our style over matplotlib's defaults, so that the user's matplotlibrc changes nothing; restored afterwards.
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure((width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
 
 
-def _rounds(figure: Figure, upper: Axes, lower: Axes, run: Run) -> None:
+def _draw_rounds(figure: Figure, upper: Axes, lower: Axes, run: Run) -> None:
     above, below = draw_lambda(upper, run), draw_cost(lower, run)
     figure.draw_without_rendering()  # heights in pixels are known only after a layout
     margin_labels(upper, above)
     margin_labels(lower, below)
 
 
-def _reward_cost(figure: Figure, axes: Axes, run: Run) -> None:
+def _draw_reward_cost(figure: Figure, axes: Axes, run: Run) -> None:
     labels = draw_reward_cost(axes, run)
     figure.draw_without_rendering()
     wrap_title(axes)
@@ -92,7 +92,7 @@ def _reward_cost(figure: Figure, axes: Axes, run: Run) -> None:
 
 
 def _obstacles(axes: Axes) -> list[Box]:
-    """What a label should not cover, in points: interval bars, corner words, and curves in short pieces."""
+    """Return the boxes, in points, that a label should not cover: interval bars, texts, and curves in short pieces."""
     bars = [path for part in axes.containers for bar in part.lines[2] for path in bar.get_paths()]
     boxes = [axes.transData.transform_bbox(path.get_extents()) for path in bars]
     boxes += [text.get_window_extent() for text in axes.texts]

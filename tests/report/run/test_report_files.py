@@ -28,14 +28,14 @@ def test_a_run_of_metrics_alone_has_a_report(tmp_path: Path, make_run: Callable)
     assert {path.name for path in page.parent.iterdir()} == {"index.html", "table.md", "table.csv"}
 
 
-def test_a_run_without_rounds_or_exact_keys_has_its_trade(tmp_path: Path, make_run: Callable) -> None:
+def test_a_run_without_rounds_or_exact_metrics_has_its_reward_cost_figure(tmp_path: Path, make_run: Callable) -> None:
     metrics = json.dumps({"eval/dpo/reward_mean": 1.0, "eval/dpo/cost_mean": 2.0})
     page = build(make_run(tmp_path, **SMALL | {"metrics_json": metrics}))
     assert (page.parent / "reward_cost.png").stat().st_size > 10_000
     assert "no constraint" in page.read_text(encoding="utf-8")
 
 
-def test_a_picture_of_an_earlier_report_does_not_survive(tmp_path: Path, make_run: Callable) -> None:
+def test_a_figure_of_an_earlier_report_is_removed(tmp_path: Path, make_run: Callable) -> None:
     stale = tmp_path / "report" / "dual_rounds.png"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
@@ -61,7 +61,7 @@ def test_the_command_builds_every_run_of_a_sweep_and_prints_where(tmp_path, make
     assert all(page.is_file() for page in pages)
 
 
-def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, capsys) -> None:
+def test_the_command_prints_the_error_and_exits_with_2(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path)]) == 2
     message = capsys.readouterr()
     assert message.out == ""
@@ -69,7 +69,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path: Path, capsys)
     assert message.err.count("\n") == 1
 
 
-def test_one_broken_run_does_not_cost_the_others_their_report(tmp_path, make_run, capsys) -> None:
+def test_a_broken_run_does_not_stop_the_reports_of_the_others(tmp_path, make_run, capsys) -> None:
     make_run(tmp_path / "0", **SMALL | {"metrics_json": "{"})
     make_run(tmp_path / "1", **SMALL)
     assert main([str(tmp_path), str(tmp_path / "1")]) == 2
