@@ -14,10 +14,10 @@ from cdpo_lightning.models.sampling.generation import Sample
 def measured(reward, cost):
     """Return a measurement with two samples of each prompt."""
     count = len(reward)
-    value = torch.tensor(reward, dtype=torch.float64)
+    scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in (("reward", reward), ("cost", cost))}
     return Measurement(
         [Sample(i // 2, (1,), True, -1.0) for i in range(count)], [(f"p{i // 2}", "a") for i in range(count)],
-        torch.arange(count) // 2, value, torch.tensor(cost, dtype=torch.float64), -torch.ones(count), -torch.ones(count), 1,
+        torch.arange(count) // 2, scores, -torch.ones(count), -torch.ones(count), 1,
     )  # fmt: skip
 
 
