@@ -39,6 +39,11 @@ def binding_limit(world: World) -> float:
     return float((careless * world.cost).sum(-1).mean() + world.cost.amin(-1).mean()) / 2
 
 
+def utility(world: World, lam: float) -> Tensor:
+    """r - lambda c, written out here."""
+    return world.reward.double() - lam * world.cost.double()
+
+
 COIN = World(torch.tensor([[0.5, 0.5]]).log(), torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
 """Two responses, equal but for their cost 0 or 1: pi*_lambda(1) = 1 / (1 + e^(lambda/beta)), solved by hand."""
 
@@ -58,12 +63,13 @@ def test_expectation_averages_over_prompts():
 def test_the_coin_by_hand():
     """beta = 2, lambda = 2 ln 3: odds 3 to 1 for the safe response, Z = (1 + 1/3)/2 = 2/3, Var = 3/16."""
     lam, beta = 2 * math.log(3), 2.0
-    policy = closed_form.optimal_policy(*COIN, lam, beta).exp()
+    given = (COIN.reference_logp, utility(COIN, lam), beta)
+    policy = closed_form.optimal_policy(*given).exp()
     torch.testing.assert_close(policy, torch.tensor([[0.75, 0.25]], dtype=torch.float64))
-    assert closed_form.log_partition(*COIN, lam, beta).tolist() == pytest.approx([math.log(2 / 3)])
-    assert closed_form.dual_value(*COIN, lam, beta, 0.1) == pytest.approx(2 * math.log(2 / 3) + 0.1 * lam)
-    assert closed_form.dual_gradient(*COIN, lam, beta, 0.1) == pytest.approx(0.1 - 0.25)
-    assert closed_form.dual_hessian(*COIN, lam, beta) == pytest.approx(3 / 16 / 2)
+    assert closed_form.log_partition(*given).tolist() == pytest.approx([math.log(2 / 3)])
+    assert closed_form.dual_value(*given, 0.1 * lam) == pytest.approx(2 * math.log(2 / 3) + 0.1 * lam)
+    assert closed_form.dual_gradient(*given, COIN.cost, 0.1) == pytest.approx(0.1 - 0.25)
+    assert closed_form.dual_hessian(*given, COIN.cost[None]).item() == pytest.approx(3 / 16 / 2)
     assert closed_form.solve_lambda(*COIN, beta, 0.25) == pytest.approx(lam, abs=1e-11)
 
 
@@ -93,12 +99,12 @@ def test_kl_divergence_with_a_response_that_never_comes():
 def test_the_dual_is_the_lagrangian_at_its_maximiser(seed, lam):
     """Method fact 1, and no other policy does better."""
     world = random_world(seed)
-    policy = closed_form.optimal_policy(*world, lam, BETA)
-    value = closed_form.dual_value(*world, lam, BETA, 0.3)
     reference_logp, reward, cost = world
+    policy = closed_form.optimal_policy(reference_logp, utility(world, lam), BETA)
+    value = closed_form.dual_value(reference_logp, utility(world, lam), BETA, 0.3 * lam)
 
     def lagrangian(logp):
-        return closed_form.lagrangian_value(logp, reference_logp, reward, cost, lam, BETA, 0.3)
+        return closed_form.lagrangian_value(logp, reference_logp, reward, cost[None], [lam], [0.3], BETA)
 
     assert lagrangian(policy) == pytest.approx(value, abs=1e-12)
     assert lagrangian(policy + 0.1 * reward.roll(1)) < value
@@ -111,12 +117,13 @@ def test_gradient_and_hessian_by_finite_differences(seed, lam):
     world, h = random_world(seed), 1e-4
 
     def value(at):
-        return closed_form.dual_value(*world, at, BETA, 0.3)
+        return closed_form.dual_value(world.reference_logp, utility(world, at), BETA, 0.3 * at)
 
     gradient = (value(lam + h) - value(lam - h)) / (2 * h)
     hessian = (value(lam + h) - 2 * value(lam) + value(lam - h)) / h**2
-    assert closed_form.dual_gradient(*world, lam, BETA, 0.3) == pytest.approx(gradient, abs=1e-6)
-    assert closed_form.dual_hessian(*world, lam, BETA) == pytest.approx(hessian, abs=1e-5)
+    given = (world.reference_logp, utility(world, lam), BETA)
+    assert closed_form.dual_gradient(*given, world.cost, 0.3) == pytest.approx(gradient, abs=1e-6)
+    assert closed_form.dual_hessian(*given, world.cost[None]).item() == pytest.approx(hessian, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -143,10 +150,11 @@ def test_strong_duality_against_a_convex_solver(seed):
         options={"maxiter": 500, "ftol": 1e-13},
     )
     lam = closed_form.solve_lambda(*world, BETA, c_limit)
-    policy = closed_form.optimal_policy(*world, lam, BETA)
+    policy = closed_form.optimal_policy(world.reference_logp, utility(world, lam), BETA)
     assert solved.success
     assert lam > 0.1
-    assert closed_form.dual_value(*world, lam, BETA, c_limit) == pytest.approx(-solved.fun, abs=1e-6)
+    value = closed_form.dual_value(world.reference_logp, utility(world, lam), BETA, lam * c_limit)
+    assert value == pytest.approx(-solved.fun, abs=1e-6)
     assert policy.exp().flatten().tolist() == pytest.approx(solved.x.tolist(), abs=1e-3)
     assert closed_form.primal_value(policy, *world[:2], BETA) == pytest.approx(-solved.fun, abs=1e-6)
 
@@ -195,7 +203,8 @@ def test_a_large_root_is_found():
 def test_a_reference_that_leaks_is_renormalised():
     """The listed responses hold a tenth of the reference's mass: the world restricted to them is the same world."""
     leaking = COIN._replace(reference_logp=COIN.reference_logp.double() + math.log(0.1))
-    assert closed_form.dual_value(*leaking, 0.3, 2.0, 0.1) == pytest.approx(closed_form.dual_value(*COIN, 0.3, 2.0, 0.1))
+    values = [closed_form.dual_value(w.reference_logp, utility(w, 0.3), 2.0, 0.03) for w in (leaking, COIN)]
+    assert values[0] == pytest.approx(values[1])
 
 
 def test_reachable_cost_min_is_the_mean_of_the_minima():
@@ -212,8 +221,9 @@ def test_the_duality_gap_is_beta_times_the_distance_to_the_optimum(seed):
     other = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).log_softmax(-1)
     best = (world.reference_logp + (world.reward - lam * world.cost) / BETA).log_softmax(-1)
     distance = float((other.exp() * (other - best)).sum(-1).mean())
-    assert closed_form.duality_gap(other, *world, BETA, c_limit, lam) == pytest.approx(BETA * distance, abs=1e-10)
-    assert closed_form.duality_gap(best, *world, BETA, c_limit, lam) == pytest.approx(0, abs=1e-12)
+    given = (world.reference_logp, world.reward, world.cost[None], [lam], [c_limit], BETA)
+    assert closed_form.duality_gap(other, *given) == pytest.approx(BETA * distance, abs=1e-10)
+    assert closed_form.duality_gap(best, *given) == pytest.approx(0, abs=1e-12)
 
 
 def test_dual_ascent_on_a_discrete_world_obeys_the_critical_rate():
@@ -221,12 +231,13 @@ def test_dual_ascent_on_a_discrete_world_obeys_the_critical_rate():
     world = random_world(7)
     c_limit = binding_limit(world)
     lam_star = closed_form.solve_lambda(*world, BETA, c_limit)
-    critical = 1 / closed_form.dual_hessian(*world, lam_star, BETA)
+    critical = 1 / closed_form.dual_hessian(world.reference_logp, utility(world, lam_star), BETA, world.cost[None]).item()
 
     def ascend(lr):
         path = [lam_star + 0.01]
         for _ in range(400):
-            expected_cost = c_limit - closed_form.dual_gradient(*world, path[-1], BETA, c_limit)
+            policy = closed_form.optimal_policy(world.reference_logp, utility(world, path[-1]), BETA)
+            expected_cost = closed_form.expectation(policy, world.cost)
             path.append(dual.projected_step(path[-1], expected_cost, c_limit, lr, 100.0))
         return path
 
@@ -262,13 +273,13 @@ def test_a_constant_cost_has_no_gaussian_lambda(variance):
         closed_form.linear_gaussian_lambda(1.0, 0.0, variance, 0.5, 0.0)
 
 
-@pytest.mark.parametrize("lam", [math.inf, math.nan])
-def test_a_lambda_that_is_not_finite_is_refused(lam):
-    with pytest.raises(NumericsError, match="lam"):
-        closed_form.optimal_policy(*COIN, lam, 1.0)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_utility_that_is_not_finite_is_refused(value):
+    with pytest.raises(NumericsError, match="utility"):
+        closed_form.optimal_policy(COIN.reference_logp, torch.tensor([[0.0, value]]), 1.0)
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
 def test_a_beta_that_is_not_positive_is_refused(beta):
     with pytest.raises(NumericsError, match="beta"):
-        closed_form.log_partition(*COIN, 1.0, beta)
+        closed_form.log_partition(COIN.reference_logp, COIN.reward, beta)

@@ -29,7 +29,7 @@ def test_the_streams_by_hand():
     """
     logp = numbers([0.0, -2.0, 1.0], [3.0, 9.0, 9.0])
     reference = numbers([-1.0, 0.0, -2.0], [-1.0, 0.0, 0.0])
-    reward, cost = kl_streams(numbers(2.0, -7.0), numbers(-1.0, 60.0), logp, reference, MASK, 0.1, 5.0)
+    reward, cost = kl_streams(numbers(2.0, -7.0), numbers(-1.0, 60.0)[None], logp, reference, MASK, 0.1, 5.0)
     torch.testing.assert_close(reward, numbers([-0.1, 0.2, 1.7], [-5.4, 0, 0]))
     torch.testing.assert_close(cost, numbers([0.1, -0.2, -0.7], [5.4, 0, 0]))
 
@@ -39,9 +39,9 @@ def test_both_streams_together_charge_kl_once_whatever_lambda(lam):
     """Of scores 0, the sum over an episode of (r - lam c)/(1 + lam) is -kl log(pi/pi_ref)."""
     logp, reference = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
-    reward, cost = kl_streams(zero, zero, logp, reference, MASK, 0.3, 50.0)
+    reward, cost = kl_streams(zero, zero[None], logp, reference, MASK, 0.3, 50.0)
     expected = -0.3 * ((logp - reference) * MASK).sum(1)
-    torch.testing.assert_close(lagrangian_advantage(reward, cost, lam).sum(1), expected)
+    torch.testing.assert_close(lagrangian_advantage(reward, [cost], [lam]).sum(1), expected)
 
 
 def test_generalised_advantage_by_hand():
@@ -66,7 +66,18 @@ def test_the_ends_of_generalised_advantage():
 
 
 def test_the_lagrangian_advantage_by_hand():
-    assert lagrangian_advantage(numbers(3.0), numbers(1.0), 0.5).item() == pytest.approx(2.5 / 1.5)
+    assert lagrangian_advantage(numbers(3.0), [numbers(1.0)], [0.5]).item() == pytest.approx(2.5 / 1.5)
+    assert lagrangian_advantage(numbers(3.0), [numbers(1.0), numbers(-2.0)], [0.5, 1.0]).item() == pytest.approx(4.5 / 2.5)
+
+
+@pytest.mark.parametrize("lam", [[0.0, 0.0], [0.7, 2.0]])
+def test_with_two_costs_kl_is_charged_once_too(lam):
+    """Of scores 0, the sum over an episode of (r - lam . c)/(1 + sum lam) is -kl log(pi/pi_ref)."""
+    logp, reference = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    reward, *costs = kl_streams(zero, torch.stack([zero, zero]), logp, reference, MASK, 0.3, 50.0)
+    expected = -0.3 * ((logp - reference) * MASK).sum(1)
+    torch.testing.assert_close(lagrangian_advantage(reward, costs, lam).sum(1), expected)
 
 
 def test_the_clipped_policy_loss_by_hand():

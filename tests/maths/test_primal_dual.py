@@ -67,8 +67,8 @@ def test_with_every_pair_and_expected_answers_the_optimum_is_that_of_the_lagrang
     """Seven responses: pi_rhat exact for the reward; where pi = pi*_lambda [C-DPO, Eq. 11] the gradient is zero, elsewhere not."""
     beta, lam = 0.4, 0.8
     reference, reward, cost = (torch.randn(1, 7, dtype=torch.float64) for _ in range(3))
-    rhat = closed_form.optimal_policy(reference, reward, cost, 0.0, beta)[0]
-    best = closed_form.optimal_policy(reference, reward, cost, lam, beta)[0]
+    rhat = closed_form.optimal_policy(reference, reward, beta)[0]
+    best = closed_form.optimal_policy(reference, reward - lam * cost, beta)[0]
     first, second = torch.combinations(torch.arange(7)).unbind(1)
     target = torch.sigmoid(cost[0, first] - cost[0, second])
 

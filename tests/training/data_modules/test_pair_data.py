@@ -1,4 +1,4 @@
-"""The data module owns lambda: a new loader has new labels, and a checkpoint holds all that it remembers."""
+"""The data module owns the multipliers: a new loader has new labels, and a checkpoint holds all that it remembers."""
 
 import dataclasses
 import math
@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from cdpo_lightning.config import PolicyConfig
+from cdpo_lightning.constraints.constraint import Constraint, DualState
+from cdpo_lightning.constraints.measures import Mean
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
-from cdpo_lightning.training.data_modules.pair_data import DualState, PairDataModule
+from cdpo_lightning.evaluation.evaluator import SampleCounts
+from cdpo_lightning.training.data_modules.pair_data import BestRound, PairDataModule
 
 BETA = 0.5
+CONSTRAINTS = (Constraint("cost", "cost", Mean(), 0.0),)
 
 
 def table(pairs=10, prompts=3, seed=0, offset=0):
@@ -21,8 +26,7 @@ def table(pairs=10, prompts=3, seed=0, offset=0):
         prompts=tuple((9, i) for i in range(prompts)),
         responses=tuple((*(5,) * (i % 4), 20 + i + offset, 1) for i in range(count)),
         prompt_N=torch.arange(count) // 2 % prompts,
-        reward_N=torch.arange(count, dtype=torch.float64) / 10,
-        cost_N=(torch.arange(count) % 3 - 1).double(),
+        scores={"reward": torch.arange(count, dtype=torch.float64) / 10, "cost": (torch.arange(count) % 3 - 1).double()},
         reference_logp_N=-torch.arange(count, dtype=torch.float64) - offset,
         pair_M2=torch.arange(count).view(-1, 2),
         draw_M=draws(pairs, seed),
@@ -33,11 +37,22 @@ def table(pairs=10, prompts=3, seed=0, offset=0):
 def make(request):
     def module(lam=0.0, pairs=None, reference=None, **policy):
         values = {"batch_size": 6, "pairs_per_row": request.param, "refresh_window": 2, "beta": BETA} | policy
-        made = PairDataModule(pairs or table(), PolicyConfig(**values), lam, 0, reference)
+        config = PolicyConfig(**values)
+        objective = LagrangianPreference(BETA, config.labels, CONSTRAINTS)
+        made = PairDataModule(pairs or table(), config, objective, DualState(lam={"cost": lam}), 0, reference)
         made.trainer = SimpleNamespace(current_epoch=0)
         return made
 
     return module
+
+
+def set_lambda(data, lam):
+    data.dual = dataclasses.replace(data.dual, lam={"cost": lam})
+
+
+def target(pairs, lam, kind):
+    """The labels under r - lam c."""
+    return pairs.target(pairs.scores["reward"] - lam * pairs.scores["cost"], kind)
 
 
 def numbers(batch):
@@ -57,9 +72,9 @@ def labels(data):
 def test_the_loaders_labels_are_those_of_the_present_lambda(make, kind):
     data = make(lam=0.0, labels=kind)
     for lam in (0.0, 1.5, 0.2, 4.0):
-        data.update(lam=lam)
-        assert labels(data) == pytest.approx(table().target(lam, kind).tolist())
-    assert labels(data) != pytest.approx(table().target(0.0, kind).tolist())
+        set_lambda(data, lam)
+        assert labels(data) == pytest.approx(target(table(), lam, kind).tolist())
+    assert labels(data) != pytest.approx(target(table(), 0.0, kind).tolist())
 
 
 def test_a_batch_holds_tokens_constants_and_labels_of_the_same_responses(make):
@@ -108,27 +123,24 @@ def test_refresh_keeps_the_last_rounds_of_the_window(make):
 def test_state_goes_through_a_checkpoint(make, tmp_path):
     data = make(lam=0.3)
     data.refresh(table(pairs=2, seed=5, offset=100))
-    data.update(lam=1.25, integral=0.5, round=3, alarm="saturated", sampled=7, best_round=2, expected_cost=-0.5)
+    data.dual = DualState(
+        lam={"cost": 1.25},
+        update_memory={"cost": {"integral": 0.5}},
+        measure_memory={"cost": {"threshold": 1.5}},
+        round=3,
+        lowest={"cost": -2.0},
+        measured={"cost": -0.5},
+        measured_se={"cost": 0.1},
+        alarm={"cost": "saturated"},
+    )
+    data.counts, data.best = SampleCounts(7, 70, 5), BestRound(2, 0.25)
     torch.save(data.state_dict(), tmp_path / "state.pt")
     again = make(lam=0.3)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert math.isnan(again.dual.expected_cost_se)
-    data.update(expected_cost_se=0.0)
-    again.update(expected_cost_se=0.0)
-    assert again.dual == data.dual
+    assert (again.dual, again.counts, again.best) == (data.dual, data.counts, data.best)
     assert again.table.responses == data.table.responses
-    assert torch.equal(again.table.target(1.25, "bernoulli"), data.table.target(1.25, "bernoulli"))
+    assert torch.equal(target(again.table, 1.25, "bernoulli"), target(data.table, 1.25, "bernoulli"))
     assert labels(again) == labels(data)
-
-
-def test_the_start_of_the_dual_state(make):
-    """Prompt p has responses 2p, 2p + 1, 2p + 6, ...; their costs repeat every 6: lowest are -1, -1 and 0.
-
-    The integral of the proportional-integral update starts where lambda does, else its first step would forget lambda_init.
-    """
-    start = dataclasses.replace(make(lam=0.3).dual, expected_cost=0.0, expected_cost_se=0.0)
-    lowest = pytest.approx(-2 / 3)
-    assert start == DualState(lam=0.3, integral=0.3, lowest_cost=lowest, expected_cost=0.0, expected_cost_se=0.0)
 
 
 @pytest.mark.parametrize("pairs", [10, 48])
@@ -149,8 +161,7 @@ def reference_samples(prompts=3):
         prompts=tuple((9, p) for p in range(prompts)),
         responses=tuple((60 + 10 * p + k, 1) for p in range(prompts) for k in range(3)),
         prompt_N=number // 3,
-        reward_N=(number % 3).double(),
-        cost_N=(number % 3).double(),
+        scores={"reward": (number % 3).double(), "cost": (number % 3).double()},
         reference_logp_N=torch.zeros(3 * prompts, dtype=torch.float64),
         pair_M2=torch.empty(0, 2, dtype=torch.long),
         draw_M=draws(0, 0),
@@ -165,7 +176,7 @@ def test_the_anchor_rides_along_whole_with_the_weights_of_the_present_lambda(mak
     """Weights are the softmax of k (1 - lam) / beta over k = 0, 1, 2: at lambda = 2 those of lambda = 0, turned round."""
     data = make(reference=reference_samples(), anchor=0.1)
     for lam in (0.0, 2.0, 0.3):
-        data.update(lam=lam)
+        set_lambda(data, lam)
         weight = softmax([k * (1 - lam) / BETA for k in range(3)])
         for batch in data.train_dataloader():
             prompts = batch.anchor_rows.input_ids_BT[:, 1].tolist()

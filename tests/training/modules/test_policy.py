@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -9,20 +10,27 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from cdpo_lightning.config import ClosedFormConfig, ConstraintConfig, PolicyConfig, TrainerConfig
+from cdpo_lightning.config import ClosedFormConfig, PolicyConfig, TrainerConfig
+from cdpo_lightning.constraints.constraint import Constraint, DualState
+from cdpo_lightning.constraints.measures import Mean
+from cdpo_lightning.constraints.updates import Newton
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world, preference_pairs
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.evaluation.evaluator import OracleScorer, PolicyEvaluator, logp_of
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator, logp_of
 from cdpo_lightning.models.lm.causal_lm import build, parameter_hash, word_tokenizer
 from cdpo_lightning.models.lm.packed_forward import response_logp
+from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.packing import pack
 from cdpo_lightning.text.templates import Encoder, encode_response
 from cdpo_lightning.training.callbacks.dual_update import DualUpdate
+from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule, PolicyBatch
-from cdpo_lightning.training.fit import Stage, fit
+from cdpo_lightning.training.dual_loop import DualLoop
+from cdpo_lightning.training.fit import FitSettings, Stage, fit
 from cdpo_lightning.training.modules.policy import PolicyModule
 
 BETA = 0.3
@@ -36,10 +44,10 @@ def tiny(seed=0, vocabulary=12, **sizes):
     return build(sizes, vocabulary, 0, 1, seed).eval()
 
 
-def batch(reference, target):
+def batch(reference, target, beta=BETA):
     rows = list(zip(PROMPTS, RESPONSES, strict=True))
     logp = logp_of(reference, rows, 8, "32-true").float()
-    return PolicyBatch(rows=pack(rows), reference_logp=logp, pair=PAIR, target=torch.tensor(target))
+    return PolicyBatch(rows=pack(rows), reference_logp=logp, pair=PAIR, target=torch.tensor(target), temperature=beta)
 
 
 def policy(model, step=1, precision="32-true", **config):
@@ -90,10 +98,10 @@ def test_loss_and_gradient_are_those_of_trls_formula(target):
 def test_the_first_loss_is_ln_2(beta):
     """To rounding when the reference was run in other rows; to the last bit when it was run in the same ones."""
     model = tiny()
-    made = batch(model, [1.0, 0.0, 0.3])
+    made = batch(model, [1.0, 0.0, 0.3], beta)
     loss = policy(model, step=0, beta=beta)[0].training_step(made, 0)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
-    same = PolicyBatch(made.rows, response_logp(model, made.rows).detach(), made.pair, made.target)
+    same = PolicyBatch(made.rows, response_logp(model, made.rows).detach(), made.pair, made.target, beta)
     assert policy(model, step=0, beta=beta)[0].training_step(same, 0).item() == torch.tensor(2.0).log().item()
 
 
@@ -109,7 +117,7 @@ def test_the_first_loss_of_the_others(loss):
 def test_a_wrong_reference_stops_the_run_at_its_first_step(precision):
     model = tiny(0)
     made = batch(model, [1.0, 1.0, 0.0])
-    wrong = PolicyBatch(made.rows, made.reference_logp - 3.0, made.pair, made.target)
+    wrong = PolicyBatch(made.rows, made.reference_logp - 3.0, made.pair, made.target, BETA)
     with pytest.raises(NumericsError, match=r"step 0: policy and reference differ by 3 nats .* ln 2 = 0.6931"):
         policy(model, step=0, precision=precision)[0].training_step(wrong, 0)
     policy(model, step=1)[0].training_step(wrong, 0)
@@ -149,7 +157,7 @@ def test_the_anchor_adds_its_weighted_log_likelihood():
     model = tiny(1)
     made = batch(tiny(0), [1.0, 0.0, 1.0])
     rows = pack([(PROMPTS[0], RESPONSES[0][:2]), (PROMPTS[1], RESPONSES[1][:1])])
-    both = PolicyBatch(made.rows, made.reference_logp, PAIR, made.target, rows, torch.tensor([0.25, 0.75, 1.0]))
+    both = replace(made, anchor_rows=rows, anchor_weight=torch.tensor([0.25, 0.75, 1.0]))
     module, _ = policy(model, anchor=0.1)
     more = module.training_step(both, 0) - module.training_step(made, 0)
     texts = [(PROMPTS[0], RESPONSES[0][0]), (PROMPTS[0], RESPONSES[0][1]), (PROMPTS[1], RESPONSES[1][0])]
@@ -181,14 +189,14 @@ class Run:
 
     tokenizer = word_tokenizer(grammar.vocabulary())
     world = make_world(ClosedFormConfig(prompts=8, responses=16), seed=0)
-    constraint = ConstraintConfig(c_limit=-0.5, lambda_init=0.2, samples_per_prompt=4, prompts=6)
+    constraints = (Constraint("cost", "cost", Mean(), -0.5),)
     config = PolicyConfig(epochs=6, refresh=2, refresh_window=2, labels="bernoulli", batch_size=16, pairs_per_row=4)
 
     def __init__(self, folder):
         self.folder = folder
         self.reference = tiny(0, len(self.tokenizer)).requires_grad_(False)
-        scorers = [OracleScorer(self.world, which, str(which)) for which in (0, 1)]
-        self.evaluator = PolicyEvaluator(*scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true")
+        scorers = {name: OracleScorer(self.world, name, name) for name in ("reward", "cost")}
+        self.evaluator = PolicyEvaluator(scorers, self.reference, Encoder(self.tokenizer, "plain", 16, 8), 64, 64, "32-true")
 
     def table(self):
         pairs = preference_pairs(self.world, self.world.prompts, 4, 0)
@@ -199,18 +207,21 @@ class Run:
         rows = [(prompts[p], [y]) for p, y in zip(number.tolist(), ids, strict=True)]
         logp = logp_of(self.reference, rows, 64, "32-true")
         pair = torch.arange(len(texts)).view(-1, 2)
-        scores = self.evaluator.reward.score(texts), self.evaluator.cost.score(texts)
-        return PairTable(prompts, ids, number, *scores, logp, pair, draws(len(pair), 0))
+        scores = {name: scorer.score(texts) for name, scorer in self.evaluator.scorers.items()}
+        return PairTable(prompts, ids, number, scores, logp, pair, draws(len(pair), 0))
 
-    def train(self, *callbacks, resume=False, **constraint):
+    def train(self, *callbacks, resume=False):
         """Fits to the end, or to a kill; the trained module and its data."""
-        data = PairDataModule(self.table(), self.config, 0.2, seed=3)
+        objective = LagrangianPreference(self.config.beta, self.config.labels, self.constraints)
+        data = PairDataModule(self.table(), self.config, objective, DualState(lam={"cost": 0.2}), seed=3)
         module = PolicyModule(copy.deepcopy(self.reference).requires_grad_(True), self.config)
         history = History(self.folder / "history.csv", resume)
-        c = ConstraintConfig(**vars(self.constraint) | constraint)
-        update = DualUpdate(c, self.config, self.evaluator, self.world.prompts, history, "cdpo", self.folder, seed=3)
-        stage = Stage("policy", self.config.epochs, self.folder / "checkpoints", seed=3, who="cdpo")
-        fit(module, data, stage, TrainerConfig(), history, [update, *callbacks])
+        loop = DualLoop(self.constraints, Newton(0.5, 1.0, 20.0), self.config.beta, 1, 6, 4, seed=3)
+        log = RoundLog(history, "cdpo", lambda row: None)
+        update = DualUpdate(loop, self.evaluator, self.world.prompts, log, self.folder, self.config.refresh)
+        settings = FitSettings(TrainerConfig(), history, self.folder / "checkpoints", seed=3)
+        stage = Stage("policy", self.config.epochs, self.folder / "checkpoints", who="cdpo")
+        fit(module, data, stage, settings, [update, *callbacks])
         return module, data
 
     def dual(self):
@@ -246,7 +257,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, location):
     assert parameter_hash(resumed.model) == parameter_hash(module.model)
     assert again.dual == data.dual
     assert again.table.responses == data.table.responses
-    assert torch.equal(again.table.target(0.7, "bernoulli"), data.table.target(0.7, "bernoulli"))
+    labels = [table.target(table.scores["reward"], "bernoulli") for table in (again.table, data.table)]
+    assert torch.equal(*labels)
     assert run.dual() == first.dual()
     texts = [(r.folder / "history.csv").read_text().splitlines() for r in (run, first)]
     assert texts[0] == texts[1]

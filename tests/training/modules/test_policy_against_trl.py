@@ -76,6 +76,7 @@ def our_result(tokenizer, policy, reference, pairs):
         reference_logp=logp_of(reference, rows, 8, "32-true").float(),
         pair=torch.arange(2 * len(rows)).view(-1, 2),
         target=torch.ones(len(rows)),
+        temperature=BETA,
     )
     module = PolicyModule(policy, PolicyConfig(beta=BETA))
     module._trainer = SimpleNamespace(global_step=1, precision="32-true", log_every_n_steps=10)
