@@ -157,11 +157,11 @@ def test_swapping_responses_changes_no_label(pairs, data):
 
 @given(PAIRS)
 def test_drop_and_keep_change_no_row_and_no_order(pairs):
-    places = [PreferencePair(**{**vars(pair), "location": str(index)}) for index, pair in enumerate(pairs)]
+    numbered = [PreferencePair(**{**vars(pair), "location": str(index)}) for index, pair in enumerate(pairs)]
     for policy in ("drop", "keep"):
-        kept = [int(pair.location) for pair in audit_pairs(places, policy)[0]]
+        kept = [int(pair.location) for pair in audit_pairs(numbered, policy)[0]]
         assert kept == sorted(set(kept))
-        assert all(places[index] == pair for index, pair in zip(kept, audit_pairs(places, policy)[0], strict=True))
+        assert all(numbered[index] == pair for index, pair in zip(kept, audit_pairs(numbered, policy)[0], strict=True))
 
 
 # Single answers
