@@ -1,6 +1,7 @@
 """The record types of the data: text and labels, no tensors.
 
-`location` is where a record was read, such as `pku.jsonl:17`, for error messages; it does not take part in comparisons.
+`row` is the location a record was read from, such as `pku.jsonl:17`, for error messages; it does not take part in comparisons.
+Field names are part of `data/hash` and of the keys of stored artifacts: renaming one changes both.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ class PreferencePair:
     safer: int | None = None
     safe_0: bool | None = None
     safe_1: bool | None = None
-    location: str = field(default="", compare=False)
+    row: str = field(default="", compare=False)
 
     @property
     def responses(self) -> tuple[str, str]:
@@ -41,7 +42,7 @@ class LabelledAnswer:
     prompt: str
     response: str
     safe: bool
-    location: str = field(default="", compare=False)
+    row: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Demonstration:
 
     prompt: str
     response: str
-    location: str = field(default="", compare=False)
+    row: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class EvaluationPrompt:
 
     prompt: str
     categories: tuple[str, ...] = ()
-    location: str = field(default="", compare=False)
+    row: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class MultipleChoice:
     question: str
     mc1: tuple[tuple[str, bool], ...]
     mc2: tuple[tuple[str, bool], ...]
-    location: str = field(default="", compare=False)
+    row: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ def test_responses_and_safety_labels_are_in_the_order_of_the_preference_index():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda location: PreferencePair("p", "a", "b", location=location),
-        lambda location: LabelledAnswer("p", "a", True, location=location),
-        lambda location: Demonstration("p", "a", location=location),
+        lambda row: PreferencePair("p", "a", "b", row=row),
+        lambda row: LabelledAnswer("p", "a", True, row=row),
+        lambda row: Demonstration("p", "a", row=row),
     ],
 )
 def test_the_location_does_not_take_part_in_comparisons(make):

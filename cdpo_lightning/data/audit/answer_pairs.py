@@ -29,5 +29,5 @@ def _alternating(answers: list[LabelledAnswer]) -> list[LabelledAnswer]:
 def _pair(first: LabelledAnswer, second: LabelledAnswer) -> PreferencePair:
     safer = None if first.safe == second.safe else int(second.safe)
     return PreferencePair(
-        first.prompt, first.response, second.response, safer=safer, safe_0=first.safe, safe_1=second.safe, location=first.location
+        first.prompt, first.response, second.response, safer=safer, safe_0=first.safe, safe_1=second.safe, row=first.row
     )

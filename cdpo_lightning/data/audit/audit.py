@@ -123,7 +123,7 @@ def _resolve(
         raise ConfigError(f"on_conflict: got {on_conflict!r}, expected one of {', '.join(POLICIES)}; choose one")
     if on_conflict == "error" and any(faults):
         row, kinds = next((row, kinds) for row, kinds in zip(rows, faults, strict=True) if kinds)
-        location = row.location or f"the row with prompt {row.prompt[:40]!r}"
+        location = row.row or f"the row with prompt {row.prompt[:40]!r}"
         raise DataError(f"{location}: {', '.join(kinds)}, expected labels that agree; correct it, or drop or flip them")
     if on_conflict == "flip":
         return [repair(row) for row in rows]

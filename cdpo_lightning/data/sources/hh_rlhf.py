@@ -16,4 +16,4 @@ class HHHarmless(PairSource):
 
     def records(self, rows: Sequence[SourceRow]) -> list[PreferencePair]:
         """Return one pair per row."""
-        return [PreferencePair(*split_dialogues(row), safer=0, location=row.location) for row in rows]
+        return [PreferencePair(*split_dialogues(row), safer=0, row=row.location) for row in rows]

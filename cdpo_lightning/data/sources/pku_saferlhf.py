@@ -27,7 +27,7 @@ def _pair(row: SourceRow) -> PreferencePair:
     prompt, response_0, response_1 = (text(row, name) for name in ("prompt", "response_0", "response_1"))
     better = int(label(row, "better_response_id")) if "better_response_id" in row.columns else None
     if better is not None and not {"is_response_0_safe", "is_response_1_safe", "safer_response_id"} & row.columns.keys():
-        return PreferencePair(prompt, response_0, response_1, better, location=row.location)
+        return PreferencePair(prompt, response_0, response_1, better, row=row.location)
     safe_0, safe_1 = (label(row, f"is_response_{index}_safe") for index in (0, 1))
     safer = int(label(row, "safer_response_id"))
     return PreferencePair(prompt, response_0, response_1, better, safer, safe_0, safe_1, row.location)

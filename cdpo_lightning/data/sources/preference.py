@@ -21,6 +21,6 @@ class Preference(PairSource):
     def records(self, rows: Sequence[SourceRow]) -> list[PreferencePair]:
         """Return one pair per row."""
         return [
-            PreferencePair(*(split_dialogues if is_dialogue_pair(row) else split_turns)(row), better=0, location=row.location)
+            PreferencePair(*(split_dialogues if is_dialogue_pair(row) else split_turns)(row), better=0, row=row.location)
             for row in rows
         ]

@@ -29,7 +29,7 @@ class EvaluationPrompts(Source[EvaluationPrompt]):
             new = EvaluationPrompt(_prompt(row), categories(row, "category", "Category", "type"), row.location)
             old = by_prompt.setdefault(new.prompt, new)
             more = tuple(name for name in new.categories if name not in old.categories)
-            by_prompt[new.prompt] = EvaluationPrompt(old.prompt, old.categories + more, old.location)
+            by_prompt[new.prompt] = EvaluationPrompt(old.prompt, old.categories + more, old.row)
         return list(by_prompt.values())
 
 

@@ -41,7 +41,7 @@ def _pairs(row: SourceRow) -> list[PreferencePair]:
     question, best = text(row, "Question", "question"), text(row, "Best Answer", "best_answer").strip()
     true = list(dict.fromkeys([best, *texts(row, "Correct Answers", "correct_answers")]))
     false = texts(row, "Incorrect Answers", "incorrect_answers")
-    return [PreferencePair(question, true[i % len(true)], wrong, better=0, location=row.location) for i, wrong in enumerate(false)]
+    return [PreferencePair(question, true[i % len(true)], wrong, better=0, row=row.location) for i, wrong in enumerate(false)]
 
 
 def _question(row: SourceRow) -> MultipleChoice:

@@ -103,7 +103,7 @@ def test_a_row_with_two_contradictions_is_counted_once():
 
 
 def test_the_policy_error_names_the_first_row_and_its_fault():
-    rows = [A, PreferencePair("q", "a", "b", safer=1, safe_0=True, safe_1=False, location="pku.jsonl:17")]
+    rows = [A, PreferencePair("q", "a", "b", safer=1, safe_0=True, safe_1=False, row="pku.jsonl:17")]
     with pytest.raises(DataError, match=r"^pku\.jsonl:17: safer_is_unsafe, expected .*; .* drop or flip"):
         audit_pairs(rows, "error")
     assert audit_pairs([A, A], "error")[0] == [A]
@@ -157,9 +157,9 @@ def test_swapping_responses_changes_no_label(pairs, data):
 
 @given(PAIRS)
 def test_drop_and_keep_change_no_row_and_no_order(pairs):
-    numbered = [PreferencePair(**{**vars(pair), "location": str(index)}) for index, pair in enumerate(pairs)]
+    numbered = [PreferencePair(**{**vars(pair), "row": str(index)}) for index, pair in enumerate(pairs)]
     for policy in ("drop", "keep"):
-        kept = [int(pair.location) for pair in audit_pairs(numbered, policy)[0]]
+        kept = [int(pair.row) for pair in audit_pairs(numbered, policy)[0]]
         assert kept == sorted(set(kept))
         assert all(numbered[index] == pair for index, pair in zip(kept, audit_pairs(numbered, policy)[0], strict=True))
 

@@ -59,7 +59,7 @@ def test_pku_pairs_with_and_without_better_response_id(tmp_path):
     file = write(tmp_path / "pku.jsonl", PKU, PKU | {"better_response_id": 1, "is_response_1_safe": "TRUE"})
     first, second = read_pku_saferlhf(file)
     assert first == PreferencePair("Tea?", "Green.", "Black.", None, 0, True, False)
-    assert first.location == "pku.jsonl:1"
+    assert first.row == "pku.jsonl:1"
     assert second == PreferencePair("Tea?", "Green.", "Black.", 1, 0, True, True)
 
 
@@ -187,7 +187,7 @@ def test_a_prompt_in_several_rows_has_the_categories_of_all_rows(tmp_path):
     ]
     result = read_evaluation_prompts(write(tmp_path / "e.jsonl", *rows))
     assert result == [EvaluationPrompt("Tea?", ("a", "b")), EvaluationPrompt("Milk?", ())]
-    assert [item.location for item in result] == ["e.jsonl:1", "e.jsonl:2"]
+    assert [item.row for item in result] == ["e.jsonl:1", "e.jsonl:2"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_split_revision_and_limit_select_the_rows(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     [pair] = read_pku_saferlhf("PKU-Alignment/PKU-SafeRLHF", split="test", revision="v0", limit=1)
     assert calls == [("PKU-Alignment/PKU-SafeRLHF", {"split": "test", "revision": "v0"})]
-    assert pair.location == "PKU-Alignment/PKU-SafeRLHF[test]:1"
+    assert pair.row == "PKU-Alignment/PKU-SafeRLHF[test]:1"
 
 
 # The registries
@@ -250,7 +250,7 @@ def test_a_pair_source_needs_only_its_records_and_its_notice(tmp_path):
         notice = "MIT"
 
         def records(self, rows):
-            return [PreferencePair("Tea?", *row.columns["answers"], better=0, location=row.location) for row in rows]
+            return [PreferencePair("Tea?", *row.columns["answers"], better=0, row=row.location) for row in rows]
 
     file = write(tmp_path / "q.jsonl", {"answers": ["Green.", "Black."]}, {"answers": ["Green.", "Green."]})
     source = Questions()
