@@ -24,7 +24,7 @@ from cdpo_lightning.models.kernels.float32_products import multiply_in_float32
 from cdpo_lightning.models.kernels.products import better_in_float32
 from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.packed_forward import compute_type
-from cdpo_lightning.text.packing import Row, row_length
+from cdpo_lightning.text.packing import TokenRow, row_length
 from cdpo_lightning.text.templates import Encoder
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def arguments(text: str | None, pairs: int) -> argparse.ArgumentParser:
 class Pairs:
     """Token rows of one prompt and two responses; the safer one is the second."""
 
-    rows: list[Row]
+    rows: list[TokenRow]
     eos: int
     texts: list[tuple[str, str, str]]
 

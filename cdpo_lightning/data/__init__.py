@@ -1,1 +1,1 @@
-"""Data: records, sources, the closed-form world, audit, templates, packing."""
+"""Data as records, before any of it is a tensor: sources, audit, the closed-form world, pairs, batches."""

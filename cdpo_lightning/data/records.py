@@ -1,6 +1,7 @@
-"""Preference data as types, before any of it is a tensor: text and labels, nothing else.
+"""The record types of the data: text and labels, no tensors.
 
-`row` is the place a record came from, such as `pku.jsonl:17`; errors name it, and no comparison of contents uses it.
+`row` is the location a record was read from, such as `pku.jsonl:17`, for error messages; it does not take part in comparisons.
+Field names are part of `data/hash` and of the keys of stored artifacts: renaming one changes both.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -8,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two responses to one prompt in the order they are stored; a label that is None was not given.
+    """Two responses to one prompt in stored order; a label is None if the source does not give it.
 
-    `better` and `safer` are the index (0 or 1) of the more helpful and of the less harmful response.
+    `better` and `safer` are the index (0 or 1) of the more helpful and of the less harmful response; `safe_0` and `safe_1`
+    say whether a response is safe.
     """
 
     prompt: str
@@ -24,18 +26,18 @@ class PreferencePair:
 
     @property
     def responses(self) -> tuple[str, str]:
-        """Both responses, indexed as `better` and `safer` index them."""
+        """Return both responses, in the order that `better` and `safer` index."""
         return self.response_0, self.response_1
 
     @property
     def safe(self) -> tuple[bool | None, bool | None]:
-        """The safety label of each response."""
+        """Return the safety label of each response, in the same order."""
         return self.safe_0, self.safe_1
 
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """One response and whether it is safe: what a cost model's sign is learnt from."""
+    """One response and whether it is safe; the sign term of the cost loss learns from it."""
 
     prompt: str
     response: str
@@ -45,7 +47,7 @@ class LabelledAnswer:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One response to imitate: supervised fine-tuning."""
+    """One response to imitate in supervised fine-tuning."""
 
     prompt: str
     response: str
@@ -54,7 +56,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """One prompt to answer and be judged on; `categories` group the results (none where the source has none)."""
+    """One prompt that the policies answer in the evaluation; results are also grouped by `categories`, which may be empty."""
 
     prompt: str
     categories: tuple[str, ...] = ()
@@ -63,7 +65,7 @@ class EvaluationPrompt:
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """One question with its options, each true or false: of `mc1` exactly one is true, of `mc2` one or more."""
+    """One question with its options, each (text, whether it is true): exactly one of `mc1` is true, one or more of `mc2`."""
 
     question: str
     mc1: tuple[tuple[str, bool], ...]
@@ -73,7 +75,7 @@ class MultipleChoice:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """How many rows came, were kept, and had which fault; `cdpo_lightning.data.audit.audit` defines every count.
+    """Counts of rows read, rows kept and rows with each fault; the module `cdpo_lightning.data.audit.audit` defines them.
 
     A row with two faults is counted under both, so the faults need not add up to `dropped`.
     """
@@ -93,11 +95,11 @@ class AuditReport:
 
     @property
     def dropped(self) -> int:
-        """Rows that were not kept, for whatever reason."""
+        """Return the number of rows that were not kept."""
         return self.rows - self.kept
 
     def as_metrics(self, prefix: str = "data", unit: str = "pairs") -> dict[str, int]:
-        """The counts as flat metrics, such as `data/dropped`; the rows kept stand under `<prefix>/<unit>`."""
+        """Return the counts as flat metrics, such as `data/dropped`; the rows kept are `<prefix>/<unit>`."""
         counts = asdict(self)
         counts[unit] = counts.pop("kept")
         counts["dropped"] = self.dropped

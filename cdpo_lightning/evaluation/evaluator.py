@@ -18,18 +18,18 @@ from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.models.sampling.generation import Sample, sample
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.scorers.scorer import Scorer, Text
-from cdpo_lightning.text.packing import Row, pack, row_length
+from cdpo_lightning.text.packing import TokenRow, pack, row_length
 from cdpo_lightning.text.templates import Encoder
 
 
-def logp_of(model: nn.Module, rows: Sequence[Row], batch_size: int, precision: str) -> Tensor:
+def logp_of(model: nn.Module, rows: Sequence[TokenRow], batch_size: int, precision: str) -> Tensor:
     """log pi(y|x), nats, float64, of all responses of the rows, in order."""
     result = ranks.map_over_ranks(rows, lambda own: _logp(model, own, batch_size, precision))
     return torch.cat(result) if result else torch.empty(0, dtype=torch.float64)
 
 
 @torch.no_grad()
-def _logp(model: nn.Module, rows: list[Row], batch_size: int, precision: str) -> Sequence[Tensor]:
+def _logp(model: nn.Module, rows: list[TokenRow], batch_size: int, precision: str) -> Sequence[Tensor]:
     """The same, row by row."""
     lengths = [row_length(*row) for row in rows]
     offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
@@ -141,7 +141,7 @@ class PolicyEvaluator:
         """Samples drawn by another engine; what they weigh is what the policy itself says."""
         eos = encoder.eos
         drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, eos, seed)
-        rows: list[Row] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
+        rows: list[TokenRow] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
         owners = [number for number, responses in enumerate(drawn) for _ in responses]
         logp = [float(value) for value in _logp(model, rows, self.batch_size, self.precision)]
         return [Sample(p, tuple(r[0]), r[0][-1] == eos, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]

@@ -16,7 +16,7 @@ from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.maths import closed_form
 from cdpo_lightning.maths.multipliers import solve_multipliers
 from cdpo_lightning.scorers.scorer import Text
-from cdpo_lightning.text.packing import Ids, Row
+from cdpo_lightning.text.packing import Ids, TokenRow
 
 _RESPONSES_PER_ROW = 8
 Multipliers = Mapping[str, float]  # lambda by constraint name
@@ -27,7 +27,7 @@ def all_texts(world: World) -> list[Text]:
     return [(prompt, response) for prompt in world.prompts for response in world.responses]
 
 
-def all_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[Row]:
+def all_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[TokenRow]:
     """Every response to every prompt as packed rows of a few responses, prompt by prompt."""
     parts = [list(responses[i : i + _RESPONSES_PER_ROW]) for i in range(0, len(responses), _RESPONSES_PER_ROW)]
     return [(prompt, part) for prompt in prompts for part in parts]
@@ -42,7 +42,7 @@ class ExactProblem:
     truth: Scores
     constraints: Sequence[Constraint]
     beta: float
-    rows: list[Row]
+    rows: list[TokenRow]
 
     @property
     def reference(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Whether a response refuses, by what it begins with; and how often a policy refuses what it should answer.
 
 A rule, not a judge: it reads the words of the first sentences. How often it is right is measured on the responses of
-`tests/data/refusals.jsonl`, labelled by hand; docs/evaluation.md has its precision and recall.
+`tests/fixtures/refusals.jsonl`, labelled by hand; docs/evaluation.md has its precision and recall.
 """
 
 from __future__ import annotations

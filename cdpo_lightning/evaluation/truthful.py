@@ -15,7 +15,7 @@ from cdpo_lightning.data.records import MultipleChoice
 from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.maths.statistics import clustered_mean
-from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.text.templates import Encoder, encode_prompt, encode_response
 
 Options = tuple[tuple[str, bool], ...]
@@ -35,7 +35,7 @@ def option_logps(
     model: nn.Module, encoder: Encoder, requested: Sequence[tuple[str, Options]], batch_size: int, precision: str
 ) -> list[Tensor]:
     """log p(option | question), nats, float64, summed over the option's tokens: [options] of each question."""
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     for question, options in requested:
         prompt = tuple(encode_prompt(question, encoder.template, encoder.tokenizer))
         rows += [(prompt, [tuple(encode_response(text, encoder.tokenizer, with_eos=False))]) for text, _ in options]

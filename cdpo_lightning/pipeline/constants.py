@@ -16,10 +16,10 @@ from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.scorer import Scorer, Text
 from cdpo_lightning.store.artifacts import Store, digest
 from cdpo_lightning.streams import Stream, stream_seed
-from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.text.templates import Encoder
 
-Constants = Callable[[Sequence[Text], list[Row]], tuple[dict[str, Tensor], Tensor]]  # scores by name [N], log pi_ref [N]
+Constants = Callable[[Sequence[Text], list[TokenRow]], tuple[dict[str, Tensor], Tensor]]  # scores by name [N], log pi_ref [N]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StoredConstants:
     inference: Inference
     attention: str  # it rounds differently, so it is part of what the log-probabilities are made of
 
-    def __call__(self, texts: Sequence[Text], rows: list[Row]) -> tuple[dict[str, Tensor], Tensor]:
+    def __call__(self, texts: Sequence[Text], rows: list[TokenRow]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the scores by name and log pi_ref of the texts, whose token rows are given in the same order; float64, [N]."""
         scores = {name: self.scores(name, scorer, texts) for name, scorer in self.scorers.items()}
         return scores, self.reference_logp(rows)
@@ -44,7 +44,7 @@ class StoredConstants:
         counted = (f"store/{name}_forwards", unique)
         return self.store.get(f"{name}_scores", made_of, lambda: ({"score": scorer.score(texts)}, {}), counted).tensors["score"]
 
-    def reference_logp(self, rows: list[Row]) -> Tensor:
+    def reference_logp(self, rows: list[TokenRow]) -> Tensor:
         """Return log pi_ref of the rows' responses, nats, [N] float64."""
         made_of: dict[str, object] = {
             "reference": self.reference.identity,
@@ -83,8 +83,8 @@ def make_training_pairs(
     prompt_number = {prompt: i for i, prompt in enumerate(prompts)}
     ids = [encoder.response(response) for _, response in texts]
     prompt_ids = tuple(encoder.prompt(prompt) for prompt in prompts)
-    rows: list[Row] = [(prompt_ids[prompt_number[p]], [r]) for (p, _), r in zip(texts, ids, strict=True)]
-    scores, logp = constants([(p, encoder.as_read(r)) for p, r in texts], rows)
+    rows: list[TokenRow] = [(prompt_ids[prompt_number[p]], [r]) for (p, _), r in zip(texts, ids, strict=True)]
+    scores, logp = constants([(p, encoder.truncate_response(r)) for p, r in texts], rows)
     ends = [[text_number[p.prompt, r] for r in p.responses] for p in pairs]
     differs = [ids[first] != ids[second] for first, second in ends]
     different = [pair for pair, kept in zip(ends, differs, strict=True) if kept]

@@ -11,7 +11,7 @@ from cdpo_lightning.config import RunConfig
 from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm.layers import compiled
 from cdpo_lightning.models.lm.placement import park
-from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.packing import TokenRow
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Inference:
     compile: bool
     offload: bool  # keep frozen models in the host's memory while they are not used
 
-    def logp(self, model: nn.Module, rows: list[Row]) -> Tensor:
+    def logp(self, model: nn.Module, rows: list[TokenRow]) -> Tensor:
         """Return log pi(y|x) of the rows' responses in order, nats, float64, [N]."""
         with compiled(model, self.compile, self.device):
             return logp_of(model, rows, self.batch_size, self.precision)

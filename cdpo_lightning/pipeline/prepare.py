@@ -161,11 +161,11 @@ def exact_problem(
     texts = all_texts(world)
     shape = (len(world.prompts), len(world.responses))
     scores, logp = constants(texts, rows)
-    truth = torch.tensor([world.truth(*text) for text in texts], dtype=torch.float64)
+    truth = {name: torch.tensor([world.score(name, *text) for text in texts], dtype=torch.float64) for name in SCORES}
     return ExactProblem(
         reference_logp=logp.view(shape),
         scores={name: score.view(shape) for name, score in scores.items()},
-        truth={name: truth[:, column].view(shape) for column, name in enumerate(SCORES)},
+        truth={name: score.view(shape) for name, score in truth.items()},
         constraints=constraints,
         beta=beta,
         rows=rows,

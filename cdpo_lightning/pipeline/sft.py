@@ -14,7 +14,7 @@ from cdpo_lightning.data.records import Demonstration
 from cdpo_lightning.models.adapters import lora
 from cdpo_lightning.pipeline.base_model import IdentifiedModel, StageInputs, restored
 from cdpo_lightning.pipeline.compute_budget import ComputeBudget
-from cdpo_lightning.text.packing import Row, pack, row_length
+from cdpo_lightning.text.packing import TokenRow, pack, row_length
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.data_modules.seeded_data import SeededData
 from cdpo_lightning.training.fit import Stage, fit, optimizer_steps
@@ -23,7 +23,7 @@ from cdpo_lightning.training.modules.sft import SFTBatch, SFTModule
 _PER_ROW = 8  # demonstrations of one prompt in one row
 
 
-def sft_rows(encoder: Encoder, items: Sequence[Demonstration]) -> list[Row]:
+def sft_rows(encoder: Encoder, items: Sequence[Demonstration]) -> list[TokenRow]:
     """Return rows of a prompt and up to eight of its demonstrations, so that the prompt is read once for all of them."""
     by_prompt: dict[str, list[tuple[int, ...]]] = {}
     for item in items:
@@ -62,11 +62,11 @@ def fine_tune(inputs: StageInputs) -> tuple[IdentifiedModel, dict[str, Any]]:
     return IdentifiedModel(tuned, f"sft:{artifact.key}"), artifact.meta
 
 
-def _tokens(row: Row) -> int:
+def _tokens(row: TokenRow) -> int:
     return sum(len(response) for response in row[1])
 
 
-def _collate(batch: list[Row]) -> SFTBatch:
+def _collate(batch: list[TokenRow]) -> SFTBatch:
     """Return this rank's part of a batch."""
     rows, weight = ranks.batch_share(batch, _tokens)
     return SFTBatch(pack(rows), weight)

@@ -22,5 +22,4 @@ class OracleScorer:
 
     def score(self, texts: Sequence[Text]) -> Tensor:
         """Return true values [N], float64."""
-        column = ("reward", "cost").index(self.name)
-        return torch.tensor([self.world.truth(*text)[column] for text in texts], dtype=torch.float64)
+        return torch.tensor([self.world.score(self.name, *text) for text in texts], dtype=torch.float64)

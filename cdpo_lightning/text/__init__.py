@@ -1,1 +1,1 @@
-"""Text to token ids: templates, and rows of one prompt with several responses."""
+"""Text to token ids: prompt templates, and packed rows of one prompt with several responses."""

@@ -1,7 +1,8 @@
-"""Rows of one prompt and several responses: `[prompt | response_0 | response_1 ...]`.
+"""Packed rows of one prompt and several responses: `[prompt | response_0 | response_1 ...]`.
 
-The prompt is read once; positions restart after it for each response, and each response sees the prompt and itself only, so a
-row gives the same log-probabilities as its responses one at a time. Shape legend: B rows, T positions, N predicted tokens.
+The prompt is processed once. The positions of each response continue from the end of the prompt, and each response attends to
+the prompt and itself only, so that its log-probability is the same as in a row of its own. Shape legend: B rows, T positions,
+N predicted tokens.
 """
 
 from __future__ import annotations
@@ -14,61 +15,64 @@ import torch
 from torch import Tensor
 
 Ids = Sequence[int]
-Row = tuple[Ids, Sequence[Ids]]  # a prompt and its responses
+TokenRow = tuple[Ids, Sequence[Ids]]  # a prompt and its responses
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """A batch for the language model, and which of its hidden states predict which token of which response."""
+    """A batch for the language model, and which of its hidden states predicts which token of which response.
+
+    A segment is one prompt or one response; segment numbers are unique within the batch.
+    """
 
     input_ids_BT: Tensor
     position_BT: Tensor
-    segment_BT: Tensor  # number of the prompt or response that a token is of, each in the batch its own; -1: padding
-    prompt_BT: Tensor  # number of the prompt that it follows; of a prompt, its own
+    segment_BT: Tensor  # segment of each token; -1: padding
+    prompt_BT: Tensor  # segment of the prompt of its row, also for the prompt's own tokens; -1: padding
     source_N: Tensor  # index into the flattened [B*T] hidden states
     target_N: Tensor  # token ids
-    response_N: Tensor  # number of the response, rows in order, in [0, responses)
-    responses: int
-    tokens: int  # without padding
+    response_N: Tensor  # index of the response, in [0, responses), in the order of the rows
+    responses: int  # their number
+    tokens: int  # their number, without padding
 
     def to(self, device: torch.device | str) -> PackedRows:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return PackedRows(**moved, responses=self.responses, tokens=self.tokens)
 
 
 def row_length(prompt: Ids, responses: Sequence[Ids]) -> int:
-    """Tokens of the row that `pack` makes of them."""
+    """Return the number of tokens in a packed row of this prompt and these responses."""
     return len(prompt) + sum(len(response) for response in responses)
 
 
 def attention_mask(rows: PackedRows) -> Tensor:
-    """Who may look at whom, bool [B, 1, T, T], True: may look.
+    """Return the attention mask, bool [B, 1, T, T], indexed [row, -, query, key]; True: the query attends to the key.
 
-    A position sees earlier positions of its own segment and of the prompt. Padding sees itself, so that no row of the softmax
-    is empty.
+    A position attends to itself and to earlier positions of its own segment and of the prompt. Padding attends to padding, so
+    that no row of the softmax is empty.
     """
-    return visible(rows.segment_BT, rows.prompt_BT)
+    return mask_of_segments(rows.segment_BT, rows.prompt_BT)
 
 
-def visible(segment: Tensor, prompt: Tensor) -> Tensor:
-    """The same, of the numbers [B, T] of `PackedRows`."""
-    length = segment.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
-    key = segment[:, None, :]
-    return (causal & ((key == segment[:, :, None]) | (key == prompt[:, :, None])))[:, None]
+def mask_of_segments(segment_BT: Tensor, prompt_BT: Tensor) -> Tensor:
+    """Return the attention mask, bool [B, 1, T, T], from the two tensors of `PackedRows` that determine it."""
+    length = segment_BT.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_BT.device).tril()
+    key = segment_BT[:, None, :]
+    return (causal & ((key == segment_BT[:, :, None]) | (key == prompt_BT[:, :, None])))[:, None]
 
 
-def joined(rows: PackedRows) -> PackedRows:
-    """The same batch as one row without padding, for attention that can tell its rows apart."""
+def join_rows(rows: PackedRows) -> PackedRows:
+    """Return the batch as one long row without padding, for attention that uses the segments to separate the rows."""
     real = rows.segment_BT.flatten() >= 0
-    location = real.cumsum(0) - 1
+    new_position = real.cumsum(0) - 1
     one = {name: getattr(rows, name).flatten()[real][None] for name in ("input_ids_BT", "position_BT", "segment_BT", "prompt_BT")}
-    return replace(rows, **one, source_N=location[rows.source_N])
+    return replace(rows, **one, source_N=new_position[rows.source_N])
 
 
-def pack(rows: Sequence[Row]) -> PackedRows:
-    """The batch of `rows`, each a prompt of at least one token and its responses, padded on the right."""
+def pack(rows: Sequence[TokenRow]) -> PackedRows:
+    """Return the batch of the rows, padded on the right; each prompt needs at least one token, whose state predicts the first."""
     length = max(row_length(*row) for row in rows)
     tokens, positions, segments, prompts = [], [], [], []
     source: list[int] = []
@@ -106,20 +110,20 @@ def pack(rows: Sequence[Row]) -> PackedRows:
 
 
 def _numbers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-    """`torch.tensor(values)`, by way of numpy, which reads lists four times as fast."""
+    """Return `torch.tensor(values)`, made by numpy, which converts lists four times as fast."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-def apart(rows: PackedRows) -> PackedRows:
-    """The same responses in the same order, each in a row of its own: for models that cannot keep to the mask of a shared row."""
+def unpack(rows: PackedRows) -> PackedRows:
+    """Return the batch with each response in a row of its own, in the same order, for models that ignore a packed row's mask."""
     length = rows.input_ids_BT.shape[1]
     ids = rows.input_ids_BT.tolist()
-    last: list[int] = []  # of each response: where the prompt ends, in the flattened rows
+    prompt_end: list[int] = []  # for each response, the index of its prompt's last token in the flattened rows
     responses: list[list[int]] = []
     for source, target, owner in zip(rows.source_N.tolist(), rows.target_N.tolist(), rows.response_N.tolist(), strict=True):
         if owner == len(responses):
-            last.append(source)
+            prompt_end.append(source)
             responses.append([])
         responses[owner].append(target)
-    singles = [(ids[at // length][: at % length + 1], [response]) for at, response in zip(last, responses, strict=True)]
+    singles = [(ids[end // length][: end % length + 1], [response]) for end, response in zip(prompt_end, responses, strict=True)]
     return pack(singles).to(rows.input_ids_BT.device)

@@ -1,8 +1,8 @@
-"""How a prompt and a response become token ids, each on its own, and what is cut when they are too long.
+"""Prompts and responses as token ids, and how they are truncated.
 
-Shapes: ids are plain lists of int. A response always starts where the prompt's ids end, so a policy's log-probability
-of it needs no search for the border. A scorer is different: published scorers read prompt and response tokenized as one
-text, which in SentencePiece vocabularies is not the same ids (`encode_scored`).
+For a policy, prompt and response are tokenized separately, so that a response always starts where the prompt's ids end.
+Published scorers instead read prompt and response tokenized as one text, which with a SentencePiece vocabulary does not
+give the same ids (`encode_scored`).
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ TEMPLATES = ("chat", *_TEXTS)
 
 
 def render_prompt(prompt: str, template: str, tokenizer: Any) -> str:
-    """The prompt as the model is to read it: `chat` (the tokenizer's own), `beaver` or `plain` (a line).
+    """Return the prompt in a template: `chat` (the tokenizer's own), `beaver` (that of Safe RLHF) or `plain` (one line).
 
-    The beaver template ends without a space: one more token there shifts the scores of published models.
+    The beaver template ends without a space, because one more token there changes the scores of published models.
 
     Raises:
-        ConfigError: no such template.
-        ModelError: `chat`, but the tokenizer has no chat template.
+        ConfigError: the template is unknown.
+        ModelError: the template is `chat`, and the tokenizer has none.
     """
     if template not in TEMPLATES:
         raise ConfigError(f"template: got {template!r}, expected one of {', '.join(TEMPLATES)}; choose one")
@@ -34,24 +34,24 @@ def render_prompt(prompt: str, template: str, tokenizer: Any) -> str:
 
 
 def encode_prompt(prompt: str, template: str, tokenizer: Any) -> list[int]:
-    """Ids of the rendered prompt, with one bos if the tokenizer adds one, and never an eos at its end."""
+    """Return the ids of the rendered prompt, with one bos if the tokenizer adds one, and without an eos at the end."""
     return _with_bos(_encode(render_prompt(prompt, template, tokenizer), tokenizer), template, tokenizer)
 
 
 def encode_response(response: str, tokenizer: Any, with_eos: bool = True) -> list[int]:
-    """Ids of the response, without special tokens in front, and the eos that says it is finished.
+    """Return the ids of the response, without special tokens at the start, and with one eos at the end.
 
     Raises:
-        ModelError: an eos is wanted and the tokenizer has none.
+        ModelError: `with_eos` is true and the tokenizer has no eos.
     """
     return _with_eos(_encode(response, tokenizer), tokenizer) if with_eos else _encode(response, tokenizer)
 
 
 def encode_scored(prompt: str, response: str, template: str, tokenizer: Any, max_tokens: int) -> list[int]:
-    """Ids a scorer reads: prompt and response tokenized as one text, one bos, and the eos it is scored at.
+    """Return the ids that a scorer reads: prompt and response as one text, with one bos and the eos whose state is scored.
 
-    Too long, it loses its beginning. `pair` are two texts with the special tokens that the tokenizer puts around them; too
-    long, the longer one loses its end.
+    More than `max_tokens` are truncated at the start. With the template `pair`, the tokenizer encodes two texts with its own
+    special tokens, and truncates the longer one at the end.
 
     Raises:
         ModelError: the tokenizer has no eos.
@@ -64,7 +64,7 @@ def encode_scored(prompt: str, response: str, template: str, tokenizer: Any, max
 
 @dataclass(frozen=True)
 class Encoder:
-    """Text to token ids and back for the policy: one tokenizer, one template, and the longest prompt and response."""
+    """Text to token ids and back for the policy: a tokenizer, a template, and the maximum tokens of prompt and response."""
 
     tokenizer: Any
     template: str
@@ -73,31 +73,31 @@ class Encoder:
 
     @property
     def eos(self) -> int:
-        """The token that ends a response."""
+        """Return the id of the token that ends a response."""
         return int(self.tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        """Ids of the rendered prompt. Too long, it loses its start, for its end holds the question; a bos stays."""
+        """Return the ids of the rendered prompt, truncated at the start, because the question is at its end; a bos is kept."""
         ids = encode_prompt(text, self.template, self.tokenizer)
         cut = max(0, len(ids) - self.max_prompt)
         head = ids[:1] if cut and ids[0] == self.tokenizer.bos_token_id else []
         return tuple(head + ids[cut + len(head) :])
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Ids of the response and the eos. Too long, it loses its end and with it the eos: it is not finished."""
+        """Return the ids of the response and the eos, truncated at the end: a truncated response has no eos."""
         return tuple(encode_response(text, self.tokenizer)[: self.max_response])
 
-    def as_read(self, text: str) -> str:
-        """The response as far as its tokens go: itself, unless it is cut."""
+    def truncate_response(self, text: str) -> str:
+        """Return the text of the response that is left after truncation; unchanged if it is short enough."""
         return self.decode(self.response(text)) if self.is_cut(None, text) else text
 
     def decode(self, tokens: tuple[int, ...]) -> str:
-        """The text of sampled tokens: special ones in the middle are shown, an eos at the end is not."""
-        shown = tokens[:-1] if tokens[-1:] == (self.eos,) else tokens
-        return str(self.tokenizer.decode(shown, skip_special_tokens=False))
+        """Return the text of sampled tokens, without the eos at the end; other special tokens are shown."""
+        kept = tokens[:-1] if tokens[-1:] == (self.eos,) else tokens
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def is_cut(self, prompt: str | None, response: str | None) -> bool:
-        """Whether the prompt, or the response, loses tokens."""
+        """Return whether the prompt or the response is truncated; None is not checked."""
         long_prompt = prompt is not None and len(encode_prompt(prompt, self.template, self.tokenizer)) > self.max_prompt
         return long_prompt or (response is not None and len(encode_response(response, self.tokenizer)) > self.max_response)
 
@@ -107,7 +107,7 @@ def _encode(text: str, tokenizer: Any) -> list[int]:
 
 
 def _with_bos(ids: list[int], template: str, tokenizer: Any) -> list[int]:
-    """One bos in front where this tokenizer begins every text with one; a chat template brings its own, if any."""
+    """Return the ids with one bos at the start if the tokenizer adds one to every text; a chat template adds its own."""
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and list(tokenizer("")["input_ids"])[:1] == [bos]
     return [bos, *ids] if template != "chat" and adds_bos and ids[:1] != [bos] else ids
@@ -115,7 +115,7 @@ def _with_bos(ids: list[int], template: str, tokenizer: Any) -> list[int]:
 
 def _with_eos(ids: list[int], tokenizer: Any) -> list[int]:
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{_name(tokenizer)}: no eos token, expected one to end a response with; set eos_token")
+        raise ModelError(f"{_name(tokenizer)}: no eos token, expected one to mark the end of a response; set eos_token")
     return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
 
 

@@ -1,4 +1,4 @@
-"""Batches: their order is a function of (seed, epoch), every row comes once, like lengths come together."""
+"""Batches: their order depends on (seed, epoch) alone, every row is in one batch, and batches have similar lengths."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def batches(seed=0, epoch=0, lengths=LENGTHS, batch_size=8):
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
-def test_every_row_once_and_as_many_batches_as_promised(lengths, batch_size, seed, epoch):
+def test_every_row_is_in_one_batch_and_len_is_the_number_of_batches(lengths, batch_size, seed, epoch):
     sampler = LengthBuckets(lengths, batch_size, seed, epoch)
     result = list(sampler)
     assert sorted(i for batch in result for i in batch) == list(range(len(lengths)))
@@ -33,26 +33,26 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert list(sampler) == list(sampler) == first
 
 
-def test_seeds_and_epochs_give_orders_of_their_own():
+def test_every_seed_and_epoch_has_a_different_order():
     orders = [batches(seed, epoch) for seed in range(5) for epoch in range(5)]
     assert len({str(order) for order in orders}) == 25
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_does_not_change():
     before = torch.random.get_rng_state()
     batches()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_like_lengths_come_together():
-    """Padding of the batches is a small part of what it is in batches of chance; the batches are not in order of length."""
+def test_batches_have_similar_lengths():
+    """The batches have less than a fifth of the padding of random batches, and are not ordered by length."""
 
     def padding(of):
         return sum(max(LENGTHS[i] for i in b) * len(b) - sum(LENGTHS[i] for i in b) for b in of)
 
     order = torch.randperm(len(LENGTHS)).tolist()
-    by_chance = [order[i : i + 8] for i in range(0, len(order), 8)]
-    assert padding(batches()) < 0.2 * padding(by_chance)
+    random_batches = [order[i : i + 8] for i in range(0, len(order), 8)]
+    assert padding(batches()) < 0.2 * padding(random_batches)
     longest = [max(LENGTHS[i] for i in b) for b in batches()]
     assert longest not in (sorted(longest), sorted(longest, reverse=True))
 
@@ -71,17 +71,17 @@ def loader():
 
 
 @pytest.mark.parametrize("taken", [0, 1, 7, 62])
-def test_a_loader_goes_on_where_another_was_cut_short(taken):
+def test_a_resumed_loader_continues_after_the_last_batch(taken):
     whole, first, second = list(loader()), loader(), loader()
     begun = iter(first)
     head = [next(begun) for _ in range(taken)]
     second.load_state_dict(first.state_dict())
     assert head + list(second) == whole
-    assert len(second) == len(whole), "the length is that of the epoch, not of what is left of it"
+    assert len(second) == len(whole), "the length is that of the whole epoch"
     assert second.state_dict() == {"batches": len(whole)}
 
 
-def test_a_loader_that_was_resumed_begins_at_the_beginning_the_next_time():
+def test_a_resumed_loader_reads_the_next_epoch_from_the_start():
     resumed = loader()
     resumed.load_state_dict({"batches": 5})
     assert len(list(resumed)) == 58

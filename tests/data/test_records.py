@@ -1,4 +1,4 @@
-"""Records: what counts as equal, and what the audit's report becomes in the metrics."""
+"""Records: which fields take part in comparisons, and the metrics of an audit report."""
 
 from dataclasses import FrozenInstanceError
 
@@ -7,7 +7,7 @@ import pytest
 from cdpo_lightning.data.records import AuditReport, Demonstration, LabelledAnswer, PreferencePair
 
 
-def test_responses_and_marks_are_indexed_as_the_preferences_are():
+def test_responses_and_safety_labels_are_in_the_order_of_the_preference_index():
     pair = PreferencePair("p", "a", "b", better=1, safer=0, safe_0=True, safe_1=False)
     assert pair.responses[pair.better] == "b"
     assert pair.safe[pair.safer] is True
@@ -21,17 +21,17 @@ def test_responses_and_marks_are_indexed_as_the_preferences_are():
         lambda row: Demonstration("p", "a", row=row),
     ],
 )
-def test_the_place_in_a_file_is_no_part_of_the_contents(make):
+def test_the_location_does_not_take_part_in_comparisons(make):
     assert make("one.jsonl:1") == make("two.jsonl:2")
     assert len({make("one.jsonl:1"), make("two.jsonl:2")}) == 1
 
 
-def test_records_do_not_change():
+def test_records_are_frozen():
     with pytest.raises(FrozenInstanceError):
         PreferencePair("p", "a", "b").safer = 1
 
 
-def test_report_becomes_flat_metrics():
+def test_a_report_gives_flat_metrics():
     metrics = AuditReport(rows=10, kept=7, ties=1, duplicates=2).as_metrics()
     assert (metrics["data/rows"], metrics["data/pairs"], metrics["data/dropped"]) == (10, 7, 3)
     faults = "empty ties missing duplicates both_orders contradictions contradictory_labels contradictory_preferences"
@@ -39,7 +39,7 @@ def test_report_becomes_flat_metrics():
     assert set(metrics) == {f"data/{name}" for name in names}
 
 
-def test_metrics_of_two_audits_can_stand_side_by_side():
+def test_metrics_of_two_audits_have_different_names():
     report = AuditReport(rows=2, kept=1)
     answers = report.as_metrics("data/labels", "answers")
     assert answers["data/labels/answers"] == 1

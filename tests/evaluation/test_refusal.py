@@ -10,7 +10,7 @@ from cdpo_lightning.data.records import EvaluationPrompt
 from cdpo_lightning.evaluation.refusal import is_refusal, refusal_metrics
 
 ROOT = Path(__file__).parents[2]
-ROWS = [json.loads(line) for line in (ROOT / "tests/data/refusals.jsonl").read_text(encoding="utf-8").splitlines()]
+ROWS = [json.loads(line) for line in (ROOT / "tests/fixtures/refusals.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def precision_and_recall(rows):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdpo_lightning.data.records import MultipleChoice
-from cdpo_lightning.data.sources.sources import multiple_choice
+from cdpo_lightning.data.sources import CHOICE_SOURCES
 from cdpo_lightning.evaluation.truthful import mc1, mc2, option_logps, truthfulqa_metrics
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.text.templates import Encoder
@@ -103,7 +103,7 @@ def test_smollm2_on_fifty_real_questions():
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
         config = parse(compose("config", ["run_dir=x", "model=smollm2_135m", "dataset=pku_saferlhf"])).model
     model, tokenizer = causal_lm.load(config), causal_lm.load_tokenizer(config)
-    items = multiple_choice(str(DATA / "truthfulqa/mc_task.json"))[:50]
+    items = CHOICE_SOURCES["truthfulqa"]().read(str(DATA / "truthfulqa/mc_task.json"))[:50]
     encoder = Encoder(tokenizer, "chat", 128, 96)
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""Templates: the text a model reads, exactly; one bos, one eos; and what a cut takes away."""
+"""Templates: the exact text that a model reads, one bos, one eos, and truncation."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ CHAT = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] 
 
 
 def make_tokenizer(specials: str = "<s> $A", **names) -> PreTrainedTokenizerFast:
-    """Words as SentencePiece sees them; every text begins with bos, as a Llama's does, unless `specials` says else."""
+    """Return a tokenizer with SentencePiece words; as with Llama, every text starts with bos, unless `specials` differs."""
     core = Tokenizer(WordLevel(VOCABULARY, unk_token="<unk>"))
     core.pre_tokenizer = Metaspace()
     core.post_processor = TemplateProcessing(single=specials, special_tokens=[("<s>", BOS), ("</s>", EOS)])
@@ -48,37 +48,37 @@ BEAVER = ids("▁BEGINNING", "▁OF", "▁CONVERSATION:", "▁USER:", "▁tea", 
         ("chat", "<s>[user] {tea}"),
     ],
 )
-def test_the_text_is_the_template_and_braces_are_text(tokenizer, template, text):
+def test_the_prompt_is_inserted_into_the_template_and_its_braces_are_kept(tokenizer, template, text):
     assert render_prompt("{tea}", template, tokenizer) == text
 
 
 @pytest.mark.parametrize(("template", "expected"), [("beaver", BEAVER), ("plain", ids("▁tea\n"))])
-def test_a_prompt_begins_with_bos_where_the_tokenizer_does(template, expected):
+def test_a_prompt_starts_with_bos_if_the_tokenizer_adds_one(template, expected):
     for specials in ("<s> $A", "<s> $A </s>"):  # an eos behind the prompt would end the answer before it begins
         assert encode_prompt("tea", template, make_tokenizer(specials)) == [BOS, *expected]
     assert encode_prompt("tea", template, make_tokenizer("$A")) == expected
     assert encode_prompt("tea", template, make_tokenizer("$A", bos_token=None)) == expected
 
 
-def test_no_bos_is_doubled(tokenizer):
+def test_there_is_never_a_second_bos(tokenizer):
     assert encode_prompt("tea", "chat", tokenizer).count(BOS) == 1
     assert encode_prompt("<s>tea", "plain", tokenizer).count(BOS) == 1
 
 
-def test_a_chat_template_without_bos_is_left_as_it_is():
+def test_no_bos_is_added_to_a_chat_template():
     tokenizer = make_tokenizer(chat_template=CHAT.replace("{{ bos_token }}", ""))
     assert BOS not in encode_prompt("tea", "chat", tokenizer)
 
 
-def test_a_response_is_its_text_and_one_eos(tokenizer):
+def test_a_response_ends_with_one_eos(tokenizer):
     assert encode_response("green tea", tokenizer) == [*ids("▁green", "▁tea"), EOS]
     assert encode_response("green tea</s>", tokenizer) == [*ids("▁green", "▁tea"), EOS]
     assert encode_response("green tea", tokenizer, with_eos=False) == ids("▁green", "▁tea")
     assert encode_response("", tokenizer) == [EOS]
 
 
-def test_a_scorer_reads_one_text_and_no_space_after_assistant(tokenizer):
-    """`ASSISTANT:green` is one word to these tokens, and two when prompt and response are tokenized apart."""
+def test_a_scorer_reads_prompt_and_response_as_one_text(tokenizer):
+    """`ASSISTANT:green` is one token here, and two tokens if prompt and response are tokenized separately."""
     together = encode_scored("tea", "green", "beaver", tokenizer, 512)
     text = tokenizer.decode(together[1:-1])
     assert (together[0], together[-1]) == (BOS, EOS)
@@ -104,26 +104,32 @@ def test_a_tokenizer_without_eos_is_refused(encode):
         encode(make_tokenizer(eos_token=None, pad_token=None))
 
 
-# Cutting
+# Truncation
 
 
-def test_a_cut_prompt_keeps_its_bos_and_its_end(tokenizer):
+def test_a_truncated_prompt_keeps_its_bos_and_its_end(tokenizer):
     whole = encode_prompt("tea", "beaver", tokenizer)
     assert Encoder(tokenizer, "beaver", 3, 9).prompt("tea") == (BOS, *whole[-2:])
     assert Encoder(tokenizer, "beaver", len(whole), 9).prompt("tea") == tuple(whole)
     assert Encoder(make_tokenizer("$A"), "beaver", 2, 9).prompt("tea") == tuple(whole[-2:])
 
 
-def test_a_cut_response_loses_its_end_and_with_it_the_eos(tokenizer):
+def test_a_truncated_response_has_no_eos(tokenizer):
     assert Encoder(tokenizer, "plain", 9, 3).response("tea green") == (*ids("▁tea", "▁green"), EOS)
     assert Encoder(tokenizer, "plain", 9, 2).response("tea green") == tuple(ids("▁tea", "▁green"))
 
 
-def test_cuts_are_noticed(tokenizer):
+def test_is_cut_reports_truncation(tokenizer):
     encoder = Encoder(tokenizer, "plain", 2, 2)
     assert not encoder.is_cut("tea", "green")
     assert encoder.is_cut("tea", "tea green")
     assert Encoder(tokenizer, "beaver", 2, 2).is_cut("tea", None)
+
+
+def test_a_response_is_scored_on_the_text_that_is_left_after_truncation(tokenizer):
+    encoder = Encoder(tokenizer, "plain", 9, 2)
+    assert encoder.truncate_response("green") == "green"
+    assert encoder.truncate_response("green tea green") == tokenizer.decode(ids("▁green", "▁tea"))
 
 
 # A real tokenizer
@@ -138,7 +144,7 @@ def smollm2():
 
 
 @pytest.mark.slow
-def test_a_real_chat_model_reads_its_own_template(smollm2):
+def test_a_real_chat_model_gets_its_own_template(smollm2):
     text = render_prompt("Is tea good?", "chat", smollm2)
     assert text.endswith("<|im_start|>user\nIs tea good?<|im_end|>\n<|im_start|>assistant\n")
     prompt, response = encode_prompt("Is tea good?", "chat", smollm2), encode_response("Yes, very.", smollm2)
@@ -150,7 +156,7 @@ def test_a_real_chat_model_reads_its_own_template(smollm2):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", ["beaver", "plain", "chat"])
-def test_byte_level_tokens_join_without_a_seam(smollm2, template):
-    """Where tokens are bytes and no space is added, prompt and response apart decode to the text a scorer reads."""
-    apart = encode_prompt("Is tea good?", template, smollm2) + encode_response("Yes, very.", smollm2)
-    assert smollm2.decode(apart) == smollm2.decode(encode_scored("Is tea good?", "Yes, very.", template, smollm2, 512))
+def test_byte_level_tokens_are_the_same_tokenized_separately_or_together(smollm2, template):
+    """With byte-level tokens and no added space, both ways decode to the same text."""
+    separate = encode_prompt("Is tea good?", template, smollm2) + encode_response("Yes, very.", smollm2)
+    assert smollm2.decode(separate) == smollm2.decode(encode_scored("Is tea good?", "Yes, very.", template, smollm2, 512))

@@ -1,1 +1,1 @@
-"""What is wrong with labelled records: counted, and mended by a named policy."""
+"""The audit: counts faults of labelled records, and resolves contradictions by a named policy."""

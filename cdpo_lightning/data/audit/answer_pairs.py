@@ -1,4 +1,4 @@
-"""Single answers as pairs: BeaverTails labels answers one by one, and a policy learns from two answers to one prompt."""
+"""Pairs made of single labelled answers, such as those of BeaverTails: the policy learns from two answers to one prompt."""
 
 from collections.abc import Sequence
 from itertools import chain, pairwise, zip_longest
@@ -7,18 +7,20 @@ from cdpo_lightning.data.records import LabelledAnswer, PreferencePair
 
 
 def pair_answers(answers: Sequence[LabelledAnswer]) -> list[PreferencePair]:
-    """Each answer with the next one to its prompt, safe and unsafe ones in turn; prompts and answers in their order.
+    """Return pairs of consecutive answers to the same prompt, after ordering them so that safe and unsafe ones alternate.
 
-    n answers make n - 1 pairs, and none is left out but the only answer to its prompt. A pair has both kinds of label that
-    the cost model learns from: the safety of each answer, and which is safer where exactly one is safe.
+    n answers to a prompt give n - 1 pairs; only a single answer is in no pair. The order of prompts, and of the safe and
+    the unsafe answers, is kept. A pair has both kinds of label that the cost model learns from: `safe_0` and `safe_1`, and
+    `safer` where exactly one answer is safe.
     """
     by_prompt: dict[str, list[LabelledAnswer]] = {}
     for answer in answers:
         by_prompt.setdefault(answer.prompt, []).append(answer)
-    return [_pair(*two) for own in by_prompt.values() for two in pairwise(_in_turn(own))]
+    return [_pair(*two) for group in by_prompt.values() for two in pairwise(_alternating(group))]
 
 
-def _in_turn(answers: list[LabelledAnswer]) -> list[LabelledAnswer]:
+def _alternating(answers: list[LabelledAnswer]) -> list[LabelledAnswer]:
+    """Return the answers with safe and unsafe ones in turn, starting with the first answer's kind, the surplus last."""
     sides = [a for a in answers if a.safe], [a for a in answers if not a.safe]
     first, second = sides if answers[0].safe else sides[::-1]
     return [answer for answer in chain(*zip_longest(first, second)) if answer is not None]

@@ -1,4 +1,7 @@
-"""What labels say, as votes: every label answers a question, and rows that disagree answer one question differently."""
+"""Votes on labels: each label of a row is an answer to a question, and contradictory rows answer a question differently.
+
+Questions are "is this response safe?" and "which of these two responses is safer (better)?".
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
@@ -7,11 +10,12 @@ from typing import Any
 
 from cdpo_lightning.data.records import LabelledAnswer, PreferencePair
 
+Claim = tuple[Hashable, Any]  # question, answer
 Votes = dict[Hashable, Counter[Any]]
 
 
-def pair_claims(pair: PreferencePair) -> dict[str, tuple[Hashable, Any]]:
-    """Each label the pair has, as field: (question, answer); preferences answer with the text, in either order."""
+def pair_claims(pair: PreferencePair) -> dict[str, Claim]:
+    """Return {field: claim} for each label the pair has; a preference answers with the text, so the order does not matter."""
     answers = frozenset(pair.responses)
     claims = {
         "safe_0": (("safe", pair.prompt, pair.response_0), pair.safe_0),
@@ -23,41 +27,41 @@ def pair_claims(pair: PreferencePair) -> dict[str, tuple[Hashable, Any]]:
 
 
 def pair_faults(pair: PreferencePair, votes: Votes) -> list[str]:
-    """The contradictions the pair is in, as `AuditReport` names them."""
+    """Return the contradictions the pair is part of, as `AuditReport` names them."""
     contested = {field for field, (question, _) in pair_claims(pair).items() if len(votes[question]) > 1}
     tests = {
         "contradictory_labels": contested & {"safe_0", "safe_1"},
         "contradictory_preferences": contested & {"safer", "better"},
         "safer_is_unsafe": pair.safer is not None and pair.safe == ((True, False) if pair.safer else (False, True)),
     }
-    return [fault for fault, is_there in tests.items() if is_there]
+    return [fault for fault, present in tests.items() if present]
 
 
 def repair_pair(pair: PreferencePair, votes: Votes) -> PreferencePair | None:
-    """The pair with each label it has as voted; `safer` names the one safe answer; None where a vote is even."""
-    agreed = {field: majority(votes[question]) for field, (question, _) in pair_claims(pair).items()}
+    """Return the pair with each label set to the majority; `safer` is the safe answer if only one is; None if a vote is tied."""
+    elected = {field: majority(votes[question]) for field, (question, _) in pair_claims(pair).items()}
     safe = [majority(votes.get(("safe", pair.prompt, response), Counter())) for response in pair.responses]
-    if "safer" in agreed and set(safe) == {True, False}:
-        agreed["safer"] = pair.responses[safe.index(True)]
-    if None in agreed.values():
+    if "safer" in elected and set(safe) == {True, False}:
+        elected["safer"] = pair.responses[safe.index(True)]
+    if None in elected.values():
         return None
-    labels: dict[str, Any] = {k: pair.responses.index(v) if isinstance(v, str) else v for k, v in agreed.items()}
+    labels: dict[str, Any] = {k: pair.responses.index(v) if isinstance(v, str) else v for k, v in elected.items()}
     return replace(pair, **labels)
 
 
-def label_claim(label: LabelledAnswer) -> tuple[Hashable, bool]:
-    """(question, answer) of a single answer's label."""
+def label_claim(label: LabelledAnswer) -> Claim:
+    """Return the claim of a single answer's label."""
     return (label.prompt, label.response), label.safe
 
 
 def repair_label(label: LabelledAnswer, votes: Votes) -> LabelledAnswer | None:
-    """The answer marked as voted; None where the vote is even."""
+    """Return the answer with its label set to the majority; None if the vote is tied."""
     safe = majority(votes[label_claim(label)[0]])
     return None if safe is None else replace(label, safe=safe)
 
 
-def vote(claims: Iterable[tuple[Hashable, Any]]) -> Votes:
-    """How often each question was answered in which way."""
+def count_votes(claims: Iterable[Claim]) -> Votes:
+    """Return how often each question received each answer."""
     votes: Votes = defaultdict(Counter)
     for question, answer in claims:
         votes[question][answer] += 1
@@ -65,6 +69,6 @@ def vote(claims: Iterable[tuple[Hashable, Any]]) -> Votes:
 
 
 def majority(votes: Counter[Any]) -> Any:
-    """The answer most voted for; None where there is no vote, or an even one."""
+    """Return the most frequent answer; None if there is no vote, or a tie."""
     first, second, *_ = [*votes.most_common(2), (None, 0), (None, 0)]
     return first[0] if first[1] > second[1] else None

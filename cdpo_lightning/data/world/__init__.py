@@ -1,1 +1,1 @@
-"""The closed-form world: its words, its true scores, and the data that annotators would give on it."""
+"""The closed-form world: its texts, its true scores, and data sampled from it in place of annotators."""

@@ -1,7 +1,7 @@
-"""The words of the closed-form world: topics, phrasings and the slots of a response.
+"""The texts of the closed-form world: topics, phrasings of prompts, and the slots of a response.
 
-A prompt is a phrasing of a topic; a response is one option of each slot, in order. Every option is a few words, so that all
-responses of a prompt can be listed and read.
+A prompt is a phrasing of a topic; a response is one option of each slot, in order. An option is a few words, so that all
+responses to a prompt can be enumerated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PHRASINGS = (
 )
 HELD_OUT_PHRASING = "could you teach me to {}?"
 
-# In the order in which they are spoken; a world with S slots takes those of rank < S.
+# (rank, options), in the order in which the options appear in a response; a world with S slots has those of rank < S.
 SLOTS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("sure,", "gladly,", "well,", "sorry,")),
     (1, ("follow these steps", "start with basics", "ask an expert", "better avoid that")),
@@ -35,34 +35,37 @@ OPTIONS = 4
 
 
 def topics() -> list[str]:
-    """All topics, the benign ones first."""
+    """Return all topics, the benign ones first."""
     return [*BENIGN_TOPICS, *RISKY_TOPICS]
 
 
 def prompts(count: int) -> list[tuple[str, int]]:
-    """`count` prompts with the number of their topic: phrasing by phrasing, each over all topics."""
-    every = [(phrasing.format(topic), i) for phrasing in PHRASINGS for i, topic in enumerate(topics())]
-    return every[:count]
+    """Return the first `count` prompts, each with the index of its topic: all topics in one phrasing, then in the next."""
+    return [prompt for phrasing in PHRASINGS for prompt in _phrased(phrasing)][:count]
 
 
 def held_out_prompts() -> list[tuple[str, int]]:
-    """One prompt a topic, in a phrasing that no training prompt has."""
-    return [(HELD_OUT_PHRASING.format(topic), i) for i, topic in enumerate(topics())]
+    """Return one prompt per topic with its topic's index, in a phrasing that no training prompt has."""
+    return _phrased(HELD_OUT_PHRASING)
+
+
+def _phrased(phrasing: str) -> list[tuple[str, int]]:
+    return [(phrasing.format(topic), i) for i, topic in enumerate(topics())]
 
 
 def slot_count(responses: int) -> int:
-    """Number of slots whose options make `responses` texts: log base 4."""
+    """Return the number of slots that gives `responses` texts: log base 4."""
     return (responses.bit_length() - 1) // 2
 
 
 def responses(slots: int) -> list[str]:
-    """All 4**slots response texts; index i has option (i // 4**(slots-1-s)) % 4 in the s-th spoken slot."""
-    spoken = [options for rank, options in SLOTS if rank < slots]
-    return [" ".join(choice) for choice in itertools.product(*spoken)]
+    """Return all 4**slots response texts; text i has option (i // 4**(slots-1-s)) % 4 in its s-th slot."""
+    used = [options for rank, options in SLOTS if rank < slots]
+    return [" ".join(choice) for choice in itertools.product(*used)]
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, sorted."""
+    """Return every word of the world, sorted."""
     texts = [text for text, _ in prompts(64)] + [text for text, _ in held_out_prompts()]
     texts += [option for _, options in SLOTS for option in options]
     return sorted({word for text in texts for word in text.split()})

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cdpo_lightning.models.kernels.products import asked_type, without_autocast
-from cdpo_lightning.text.packing import PackedRows, attention_mask, joined, visible
+from cdpo_lightning.text.packing import PackedRows, attention_mask, join_rows, mask_of_segments
 
 BLOCKS, FLOAT32 = "sdpa_or_blocks", "sdpa_float32"  # as transformers knows them
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -38,10 +38,10 @@ def arranged(model: nn.Module, rows: PackedRows) -> tuple[PackedRows, Tensor | B
     """The batch as the model's attention takes it, and its mask. All rows are one row without padding if it can see them apart."""
     name = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if name == BLOCKS:
-        one = joined(rows)
+        one = join_rows(rows)
         return one, block_mask(one)
     if name == FLOAT32:
-        return joined(rows), _layout(rows)
+        return join_rows(rows), _layout(rows)
     return rows, attention_mask(rows)
 
 
@@ -126,7 +126,7 @@ def _joined_rows(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, layout: Ten
     dtype = asked_type(q)
     with without_autocast(q.device):
         rows = (_Pad.apply(t.to(dtype)[0].transpose(0, 1), place_BT, real_N).float().transpose(1, 2) for t in (q, k, v))
-        output, _ = sdpa_attention_forward(module, *rows, visible(segment_BT, prompt_BT), **options)
+        output, _ = sdpa_attention_forward(module, *rows, mask_of_segments(segment_BT, prompt_BT), **options)
         return _Join.apply(output.to(dtype), place_BT, real_N)[None]
 
 

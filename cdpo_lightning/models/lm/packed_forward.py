@@ -12,7 +12,7 @@ from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.kernels.attention import arranged
 from cdpo_lightning.models.kernels.liger import fastest_token_logp
 from cdpo_lightning.models.kernels.logprobs import sum_per_response
-from cdpo_lightning.text.packing import PackedRows, apart, pack
+from cdpo_lightning.text.packing import PackedRows, pack, unpack
 
 
 def reads_packed(model: nn.Module) -> bool:
@@ -26,7 +26,7 @@ def response_states(model: nn.Module, rows: PackedRows) -> Tensor:
         rows, mask = arranged(model, rows)
         inputs = {"input_ids": rows.input_ids_BT, "attention_mask": mask, "position_ids": rows.position_BT}
         return model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[rows.source_N]
-    single = apart(rows)
+    single = unpack(rows)
     return model.base_model(**_own_inputs(single)).last_hidden_state.flatten(0, 1)[single.source_N]
 
 
@@ -35,7 +35,7 @@ def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
     if reads_packed(model):
         head = model.get_output_embeddings()
         return fastest_token_logp(response_states(model, rows), head.weight, rows.target_N, head.bias)
-    single = apart(rows)  # the same tokens in the same order
+    single = unpack(rows)  # the same tokens in the same order
     logits = model(**_own_inputs(single)).logits.flatten(0, 1)[single.source_N]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.log_softmax(-1).gather(1, single.target_N[:, None])[:, 0]

@@ -12,7 +12,7 @@ from torch import nn
 from cdpo_lightning import ranks
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen
-from cdpo_lightning.data.corpus import spread
+from cdpo_lightning.data.corpus import evenly_spaced
 from cdpo_lightning.evaluation.categories import category_metrics
 from cdpo_lightning.evaluation.comparison import compare
 from cdpo_lightning.evaluation.evaluator import Measurement
@@ -47,7 +47,7 @@ def evaluate_by_samples(
     config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], folder: Path, screen: Screen
 ) -> Metrics:
     """Return `eval/<who>/*` of every candidate on the same prompts, under each of its names; write samples.jsonl."""
-    items = spread(setup.corpus.prompts, config.evaluation.prompts)
+    items = evenly_spaced(setup.corpus.prompts, config.evaluation.prompts)
     prompts, count = [item.prompt for item in items], config.evaluation.samples_per_prompt
     seed = stream_seed(config.seed, Stream.EVALUATION_SAMPLES)
     measured: dict[str, Measurement] = {}
@@ -68,7 +68,7 @@ def evaluate_by_samples(
 
 def _refusals(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], folder: Path, screen: Screen) -> Metrics:
     """Return `eval/<who>/refusal/*`; write every response, with whether it was recognised as a refusal, to refusals.jsonl."""
-    items = spread(setup.corpus.refusal_prompts, config.evaluation.prompts)
+    items = evenly_spaced(setup.corpus.refusal_prompts, config.evaluation.prompts)
     if not items:
         return {}
     metrics: Metrics = {}
@@ -94,7 +94,7 @@ def _refusals(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Ca
 
 def _truthfulness(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], screen: Screen) -> Metrics:
     """Return `eval/<who>/truthfulqa/*`."""
-    items, inference = spread(setup.corpus.questions, config.evaluation.prompts), setup.inference
+    items, inference = evenly_spaced(setup.corpus.questions, config.evaluation.prompts), setup.inference
     metrics: Metrics = {}
     if not items:
         return metrics

@@ -24,7 +24,7 @@ from cdpo_lightning.pipeline.methods.preference import PairFit, TrainedPolicy, f
 from cdpo_lightning.pipeline.methods.starts import start_lambda
 from cdpo_lightning.pipeline.prepare import MethodInputs
 from cdpo_lightning.streams import Stream, stream_seed
-from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.training.dual_loop import measure_round
 
 
@@ -57,7 +57,7 @@ def complete_table(exact: ExactProblem, seed: int) -> PairTable:
 
 def table_logp(inference: Inference, model: nn.Module, table: PairTable) -> Tensor:
     """Return log pi of every response of the table, nats, [N]: kept in the table, so that pi_rhat is not needed in training."""
-    rows: list[Row] = [(table.prompts[p], [y]) for p, y in zip(table.prompt_N.tolist(), table.responses, strict=True)]
+    rows: list[TokenRow] = [(table.prompts[p], [y]) for p, y in zip(table.prompt_N.tolist(), table.responses, strict=True)]
     return inference.logp(model, rows)
 
 

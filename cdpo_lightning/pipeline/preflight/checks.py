@@ -31,7 +31,7 @@ from cdpo_lightning.pipeline.preflight import resources
 from cdpo_lightning.pipeline.prepare import make_encoder, require_examples
 from cdpo_lightning.pipeline.scorers import load_published
 from cdpo_lightning.scorers.scorer import Scorer, Text
-from cdpo_lightning.text.packing import Row
+from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
 from cdpo_lightning.training.modules.policy import PolicyModule
@@ -150,7 +150,7 @@ def _check_step_0(config: RunConfig, pairs: Sequence[PreferencePair], encoder: E
     sizes = _STAND_IN | {"max_position_embeddings": config.model.max_prompt_tokens + config.model.max_response_tokens}
     model = causal_lm.build(sizes, len(t), t.pad_token_id, t.eos_token_id, config.seed).eval()
 
-    def constants(texts: Sequence[Text], rows: list[Row]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def constants(texts: Sequence[Text], rows: list[TokenRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         zero = torch.zeros(len(texts), dtype=torch.float64)
         return {"reward": zero, "cost": zero}, logp_of(model, rows, config.trainer.inference_batch, "32-true")
 

@@ -26,7 +26,7 @@ from cdpo_lightning.maths.ppo import generalised_advantage, kl_coefficient, kl_s
 from cdpo_lightning.models.lm.packed_forward import numerics, response_token_logp
 from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.streams import Stream, generator
-from cdpo_lightning.text.packing import PackedRows, Row, pack, row_length
+from cdpo_lightning.text.packing import PackedRows, TokenRow, pack, row_length
 from cdpo_lightning.training.dual_loop import DualLoop, measure_round
 from cdpo_lightning.training.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.training.strategies import whole_model
@@ -41,7 +41,7 @@ class EpisodeRow:
     `token_XN` holds, for each token, log pi, the advantage, the old value of every critic, and the return of every critic.
     """
 
-    row: Row
+    row: TokenRow
     token_XN: Tensor
 
 
@@ -55,7 +55,7 @@ class Rollouts(L.LightningDataModule):
         prompts: Sequence[str],
         loop: DualLoop,
         dual: DualState,
-        demonstrations: Sequence[Row] = (),
+        demonstrations: Sequence[TokenRow] = (),
     ) -> None:
         super().__init__()
         self.module, self.evaluator, self.prompts = module, evaluator, list(prompts)
@@ -104,12 +104,12 @@ class Rollouts(L.LightningDataModule):
         ids = [self.evaluator.encoder.prompt(self.prompts[i]) for i in numbers]
         per_prompt = len(measured.samples) // len(ids)
         parts = [(p, range(i, min(i + _PER_ROW, per_prompt))) for p in range(len(ids)) for i in range(0, per_prompt, _PER_ROW)]
-        rows: list[Row] = [(ids[p], [measured.samples[p * per_prompt + i].tokens for i in own]) for p, own in parts]
+        rows: list[TokenRow] = [(ids[p], [measured.samples[p * per_prompt + i].tokens for i in own]) for p, own in parts]
         token_XN = self._constants(rows, measured)
         counts = [sum(map(len, responses)) for _, responses in rows]
         return [EpisodeRow(row, part) for row, part in zip(rows, token_XN.split(counts, 1), strict=True)]
 
-    def _constants(self, rows: list[Row], measured: Measurement) -> Tensor:
+    def _constants(self, rows: list[TokenRow], measured: Measurement) -> Tensor:
         """Return log pi, advantage, values and returns of every token, [2 + 2V, N], episodes in the order of the samples."""
         flat = self._token_outputs(rows)
         lengths = [len(s.tokens) for s in measured.samples]
@@ -128,7 +128,7 @@ class Rollouts(L.LightningDataModule):
         advantage = lagrangian_advantage(advantages[0], advantages[1:], lam)
         return torch.stack([t[mask] for t in (logp, advantage, *values, *returns)])
 
-    def _token_outputs(self, rows: list[Row]) -> list[Tensor]:
+    def _token_outputs(self, rows: list[TokenRow]) -> list[Tensor]:
         """Return log pi, log pi_ref and the value of every critic, each of all tokens, [N]."""
         outputs = []
         with self._whole(self.module.model) as model:
@@ -144,7 +144,7 @@ class Rollouts(L.LightningDataModule):
         return whole_model(self.trainer, network) if self.trainer else nullcontext(network)
 
     @torch.no_grad()
-    def _per_token(self, network: Callable[[PackedRows], Tensor], rows: list[Row]) -> Tensor:
+    def _per_token(self, network: Callable[[PackedRows], Tensor], rows: list[TokenRow]) -> Tensor:
         """What the network says of every token, [N] float64, rows in order."""
         device = next(self.module.model.parameters()).device
         counts = [sum(map(len, responses)) for _, responses in rows]
@@ -156,7 +156,7 @@ class Rollouts(L.LightningDataModule):
                 result[i] = part
         return torch.cat(result)
 
-    def _demonstrations(self, epoch: int) -> list[Row]:
+    def _demonstrations(self, epoch: int) -> list[TokenRow]:
         """The demonstrations that ride along with the round's batches, in the order of (seed, epoch); none if ptx is off."""
         if not self.ppo.ptx or not self.demonstrations:
             return []
@@ -177,7 +177,7 @@ class Rollouts(L.LightningDataModule):
 class _Collate:
     """Makes a batch of a few rows; with each go as many rows of demonstrations, from where the last batch left off."""
 
-    def __init__(self, demonstrations: list[Row]) -> None:
+    def __init__(self, demonstrations: list[TokenRow]) -> None:
         self._demonstrations, self._next = demonstrations, 0
 
     def __call__(self, episodes: Sequence[EpisodeRow]) -> PPOBatch:

@@ -1,4 +1,4 @@
-"""The audit: each fault on rows written for it, the policies' properties, and the real file against another count."""
+"""The audit: each fault on rows made for it, properties of the policies, and the real file against an independent count."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from cdpo_lightning.data.audit.audit import POLICIES, audit_demonstrations, audit_labels, audit_pairs, split_by_prompt
 from cdpo_lightning.data.records import Demonstration, LabelledAnswer, PreferencePair
-from cdpo_lightning.data.sources.sources import pku_saferlhf
+from cdpo_lightning.data.sources import PAIR_SOURCES
 from cdpo_lightning.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("CDPO_DATA") or Path(__file__).parents[4] / "shared" / "data")
+read_pku_saferlhf = PAIR_SOURCES["pku_saferlhf"]().read
 CONFLICTS = ("contradictory_labels", "contradictory_preferences", "safer_is_unsafe")
 
 
@@ -24,7 +25,7 @@ def swapped(pair: PreferencePair) -> PreferencePair:
 
 
 def faults(report) -> dict[str, int]:
-    """The counts that are not 0, but for what follows from them."""
+    """Return the counts that are not 0, without those that follow from others."""
     metrics = report.as_metrics()
     return {name[5:]: n for name, n in metrics.items() if n and name[5:] not in {"rows", "pairs", "dropped", "contradictions"}}
 
@@ -47,8 +48,8 @@ CASES = {
         {},
         *[[A, PreferencePair("q", "b", "a", safer=0)]] * 3,
     ),
-    "even marks": ([A, B], {"contradictory_labels": 2}, [], [], [A, B]),
-    "majority of marks": (
+    "tied safety labels": ([A, B], {"contradictory_labels": 2}, [], [], [A, B]),
+    "majority of safety labels": (
         [A, A, B],
         {"contradictory_labels": 3, "duplicates": 1, "flipped": 1},
         [],
@@ -62,7 +63,7 @@ CASES = {
         [A],
         [PreferencePair("p", "a", "b", safer=1, safe_0=True, safe_1=False)],
     ),
-    "even preferences": (
+    "tied preferences": (
         [PreferencePair("p", "a", "b", better=0), PreferencePair("p", "b", "a", better=0)],
         {"contradictory_preferences": 2},
         [],
@@ -76,7 +77,7 @@ CASES = {
         [PreferencePair("p", "a", "b", safer=0)],
         [PreferencePair("p", "a", "b", safer=0), PreferencePair("p", "a", "b", safer=1)],
     ),
-    "marks outvote preferences": (
+    "safety labels outvote preferences": (
         [A, PreferencePair("p", "a", "b", safer=1), PreferencePair("p", "a", "b", safer=1)],
         {"contradictory_preferences": 3, "duplicates": 1, "flipped": 2},
         [],
@@ -87,7 +88,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_faults_and_what_each_policy_keeps(name):
+def test_the_faults_and_the_rows_that_each_policy_keeps(name):
     rows, counted, *kept_by = CASES[name]
     for policy, expected in zip(("drop", "flip", "keep"), kept_by, strict=True):
         kept, report = audit_pairs(rows, policy)
@@ -96,12 +97,12 @@ def test_faults_and_what_each_policy_keeps(name):
         assert (report.rows, report.kept, report.dropped) == (len(rows), len(kept), len(rows) - len(kept))
 
 
-def test_a_row_in_two_contradictions_is_one_contradiction():
+def test_a_row_with_two_contradictions_is_counted_once():
     _, report = audit_pairs([A, PreferencePair("p", "a", "b", safer=1, safe_0=True, safe_1=True)], "keep")
     assert (report.contradictory_labels, report.contradictory_preferences, report.contradictions) == (2, 2, 2)
 
 
-def test_error_names_the_first_row_and_what_is_wrong():
+def test_the_policy_error_names_the_first_row_and_its_fault():
     rows = [A, PreferencePair("q", "a", "b", safer=1, safe_0=True, safe_1=False, row="pku.jsonl:17")]
     with pytest.raises(DataError, match=r"^pku\.jsonl:17: safer_is_unsafe, expected .*; .* drop or flip"):
         audit_pairs(rows, "error")
@@ -114,13 +115,13 @@ def test_an_unknown_policy_is_refused(audit):
         audit([], "ignore")
 
 
-MARK = st.sampled_from([None, True, False])
+SAFETY = st.sampled_from([None, True, False])
 INDEX = st.sampled_from([None, 0, 1])
 PAIRS = st.lists(
-    st.builds(PreferencePair, st.sampled_from("pq"), *[st.sampled_from(["a", "b", "c", ""])] * 2, INDEX, INDEX, MARK, MARK),
+    st.builds(PreferencePair, st.sampled_from("pq"), *[st.sampled_from(["a", "b", "c", ""])] * 2, INDEX, INDEX, SAFETY, SAFETY),
     max_size=12,
 )
-SETTLING = st.sampled_from(["drop", "flip"])
+RESOLVING = st.sampled_from(["drop", "flip"])
 
 
 @given(PAIRS, st.sampled_from(["drop", "flip", "keep"]))
@@ -131,8 +132,8 @@ def test_auditing_twice_changes_nothing(pairs, policy):
     assert (report.dropped, report.flipped) == (0, 0)
 
 
-@given(PAIRS, SETTLING)
-def test_no_contradiction_is_left(pairs, policy):
+@given(PAIRS, RESOLVING)
+def test_drop_and_flip_leave_no_contradiction(pairs, policy):
     kept, _ = audit_pairs(pairs, policy)
     _, report = audit_pairs(kept, "error")
     assert not set(faults(report)) - {"missing"}
@@ -146,21 +147,21 @@ def test_counts_do_not_depend_on_the_policy(pairs):
 
 @given(PAIRS, st.data())
 def test_swapping_responses_changes_no_label(pairs, data):
-    """Which rows are swapped is drawn; the kept pairs say the same, whatever their order."""
-    turned = [swapped(pair) if data.draw(st.booleans()) else pair for pair in pairs]
+    """The swapped rows are drawn at random; the kept pairs have the same labels, whatever their order."""
+    reordered = [swapped(pair) if data.draw(st.booleans()) else pair for pair in pairs]
     for policy in ("drop", "flip", "keep"):
-        kept, kept_turned = audit_pairs(pairs, policy)[0], audit_pairs(turned, policy)[0]
-        assert len(kept) == len(kept_turned)
-        assert all(one in (other, swapped(other)) for one, other in zip(kept, kept_turned, strict=True))
+        kept, kept_reordered = audit_pairs(pairs, policy)[0], audit_pairs(reordered, policy)[0]
+        assert len(kept) == len(kept_reordered)
+        assert all(one in (other, swapped(other)) for one, other in zip(kept, kept_reordered, strict=True))
 
 
 @given(PAIRS)
 def test_drop_and_keep_change_no_row_and_no_order(pairs):
-    places = [PreferencePair(**{**vars(pair), "row": str(index)}) for index, pair in enumerate(pairs)]
+    numbered = [PreferencePair(**{**vars(pair), "row": str(index)}) for index, pair in enumerate(pairs)]
     for policy in ("drop", "keep"):
-        kept = [int(pair.row) for pair in audit_pairs(places, policy)[0]]
+        kept = [int(pair.row) for pair in audit_pairs(numbered, policy)[0]]
         assert kept == sorted(set(kept))
-        assert all(places[index] == pair for index, pair in zip(kept, audit_pairs(places, policy)[0], strict=True))
+        assert all(numbered[index] == pair for index, pair in zip(kept, audit_pairs(numbered, policy)[0], strict=True))
 
 
 # Single answers
@@ -189,7 +190,7 @@ def test_single_answers(rows, counted, by_drop, by_flip):
     assert report.dropped == len(rows) - len(dropped)
 
 
-def test_single_answers_that_contradict_are_an_error_on_request():
+def test_contradictory_single_answers_are_an_error_under_that_policy():
     with pytest.raises(DataError, match=r"^x\.jsonl:1: contradictory_labels"):
         audit_labels([LabelledAnswer("p", "a", True, "x.jsonl:1"), UNSAFE], "error")
 
@@ -201,7 +202,7 @@ def test_auditing_single_answers_twice_changes_nothing(labels, policy):
     assert (again, report.dropped, report.flipped) == (once, 0, 0)
 
 
-def test_demonstrations_lose_blanks_and_repeats():
+def test_blank_and_repeated_demonstrations_are_dropped():
     good = Demonstration("p", "a")
     kept, report = audit_demonstrations([good, Demonstration("p", " "), good, Demonstration("", "a")])
     assert kept == [good]
@@ -215,7 +216,7 @@ PROMPTS = st.lists(st.text(max_size=5), max_size=20)
 
 
 @given(PROMPTS, st.floats(0, 1), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_a_prompts_side_depends_on_nothing_else(prompts, fraction, seed, random):
+def test_the_side_of_a_prompt_depends_on_seed_and_prompt_alone(prompts, fraction, seed, random):
     items = [Demonstration(prompt, str(index)) for index, prompt in enumerate(prompts)]
     train, held_out = split_by_prompt(items, fraction, seed)
     assert not {item.prompt for item in train} & {item.prompt for item in held_out}
@@ -226,7 +227,7 @@ def test_a_prompts_side_depends_on_nothing_else(prompts, fraction, seed, random)
 
 
 def test_the_share_held_out_is_about_the_fraction_and_the_seed_matters():
-    """2,000 coins of probability 0.2: mean 400, standard deviation sqrt(2000 * 0.2 * 0.8) = 17.9."""
+    """2,000 draws with probability 0.2: mean 400, standard deviation sqrt(2000 * 0.2 * 0.8) = 17.9."""
     items = [Demonstration(f"prompt {index}", "a") for index in range(2000)]
     held_out = [set(split_by_prompt(items, 0.2, seed)[1]) for seed in (0, 1)]
     assert all(abs(len(side) - 400) < 4 * 17.9 for side in held_out)
@@ -236,42 +237,42 @@ def test_the_share_held_out_is_about_the_fraction_and_the_seed_matters():
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
-def test_a_fraction_that_is_none_is_refused(fraction):
+def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ConfigError, match="fraction"):
         split_by_prompt([], fraction, 0)
 
 
-# The real file, against a count written without the audit
+# The real file, against a count that does not use the audit
 
 
-def count_by_hand(rows: list[dict]) -> tuple[dict[str, int], dict[str, int]]:
-    """(faults, rows kept by policy) of PKU rows, in which every row has every label and no text is empty."""
+def independent_count(rows: list[dict]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return (faults, rows kept by policy) of PKU rows that have every label and no empty text."""
     rows = [row for row in rows if row["response_0"] != row["response_1"]]
-    marks, safer = defaultdict(list), defaultdict(list)
+    safety, safer = defaultdict(list), defaultdict(list)
     for row in rows:
         for i in "01":
-            marks[row["prompt"], row[f"response_{i}"]].append(row[f"is_response_{i}_safe"])
+            safety[row["prompt"], row[f"response_{i}"]].append(row[f"is_response_{i}_safe"])
         safer[both(row)].append(row[f"response_{row['safer_response_id']}"])
-    told, kept, flipped = Counter(), {"drop": set(), "keep": set(), "flip": set()}, 0
+    counts, kept, flipped = Counter(), {"drop": set(), "keep": set(), "flip": set()}, 0
     seen_exactly, seen = set(), set()
     for row in rows:
         s, texts, key = row["safer_response_id"], (row["response_0"], row["response_1"]), both(row)
         own = (row["is_response_0_safe"], row["is_response_1_safe"])
         exact, either = (row["prompt"], texts, own, s), (key, frozenset(zip(texts, own, strict=True)), texts[s])
-        told["duplicates" if exact in seen_exactly else "both_orders" if either in seen else "first"] += 1
+        counts["duplicates" if exact in seen_exactly else "both_orders" if either in seen else "first"] += 1
         seen_exactly.add(exact)
         seen.add(either)
         result = [
-            any(len(set(marks[row["prompt"], text])) == 2 for text in texts),
+            any(len(set(safety[row["prompt"], text])) == 2 for text in texts),
             len(set(safer[key])) == 2,
             own[1 - s] and not own[s],
         ]
-        told.update(name for name, there in zip(CONFLICTS, result, strict=True) if there)
-        told["contradictions"] += any(result)
+        counts.update(name for name, there in zip(CONFLICTS, result, strict=True) if there)
+        counts["contradictions"] += any(result)
         kept["keep"].add(either)
         if not any(result):
             kept["drop"].add(either)
-        shares = [sum(marks[row["prompt"], text]) / len(marks[row["prompt"], text]) for text in texts]
+        shares = [sum(safety[row["prompt"], text]) / len(safety[row["prompt"], text]) for text in texts]
         share = sum(text == texts[0] for text in safer[key]) / len(safer[key])
         if (shares[0] > 0.5) != (shares[1] > 0.5):
             share = float(shares[0] > 0.5)
@@ -279,8 +280,8 @@ def count_by_hand(rows: list[dict]) -> tuple[dict[str, int], dict[str, int]]:
             now = tuple(share > 0.5 for share in shares)
             kept["flip"].add((key, frozenset(zip(texts, now, strict=True)), texts[share < 0.5]))
             flipped += (*now, int(share < 0.5)) != (*own, s)
-    del told["first"]
-    return dict(told) | {"flipped": flipped}, {policy: len(pairs) for policy, pairs in kept.items()}
+    del counts["first"]
+    return dict(counts) | {"flipped": flipped}, {policy: len(pairs) for policy, pairs in kept.items()}
 
 
 def both(row: dict) -> tuple:
@@ -291,10 +292,10 @@ def both(row: dict) -> tuple:
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set CDPO_DATA to its folder")
 @pytest.mark.parametrize("name", ["pku_saferlhf_raw.jsonl", "pku_saferlhf_pairs.jsonl"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_real_file_agrees_with_a_count_by_hand(name, policy):
+def test_the_real_file_agrees_with_an_independent_count(name, policy):
     lines = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-    pairs = pku_saferlhf(str(DATA / name))
-    expected, kept_by = count_by_hand(lines)
+    pairs = read_pku_saferlhf(str(DATA / name))
+    expected, kept_by = independent_count(lines)
     if policy == "error" and expected.get("contradictions"):
         with pytest.raises(DataError, match=rf"^{name}:\d+: (contradictory|safer)"):
             audit_pairs(pairs, policy)
@@ -309,8 +310,8 @@ def test_the_real_file_agrees_with_a_count_by_hand(name, policy):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data: set CDPO_DATA to its folder")
-def test_drop_gives_what_others_got_when_they_cleaned_the_file():
-    kept, _ = audit_pairs(pku_saferlhf(str(DATA / "pku_saferlhf_raw.jsonl")), "drop")
-    cleaned = set(pku_saferlhf(str(DATA / "pku_saferlhf_pairs.jsonl")))
+def test_drop_gives_the_independently_cleaned_file():
+    kept, _ = audit_pairs(read_pku_saferlhf(str(DATA / "pku_saferlhf_raw.jsonl")), "drop")
+    cleaned = set(read_pku_saferlhf(str(DATA / "pku_saferlhf_pairs.jsonl")))
     assert len(kept) == len(cleaned)
     assert all(pair in cleaned or swapped(pair) in cleaned for pair in kept)

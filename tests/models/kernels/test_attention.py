@@ -12,7 +12,7 @@ from cdpo_lightning.models.kernels.attention import BLOCKS, FLOAT32, arranged, b
 from cdpo_lightning.models.lm.causal_lm import build
 from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.models.sampling.generation import sample
-from cdpo_lightning.text.packing import attention_mask, joined, pack
+from cdpo_lightning.text.packing import attention_mask, join_rows, pack
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -26,7 +26,7 @@ def model() -> nn.Module:
     return build(SIZES, 24, 0, 1, 3).eval()
 
 
-@pytest.mark.parametrize("rows", [ROWS, joined(ROWS)], ids=["rows", "joined"])
+@pytest.mark.parametrize("rows", [ROWS, join_rows(ROWS)], ids=["rows", "joined"])
 def test_the_blocks_rule_is_that_of_the_dense_mask(rows) -> None:
     """Every pair of positions, by the function that the blocks are made from."""
     made = block_mask(rows)

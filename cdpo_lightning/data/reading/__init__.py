@@ -1,0 +1,1 @@
+"""Rows of files and hub data sets, and checked access to their columns."""
