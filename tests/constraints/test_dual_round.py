@@ -116,7 +116,7 @@ def exact_samples(constraints, dual, world, per_prompt=2000):
 
 
 @pytest.mark.parametrize(
-    "update", [Newton(1.0, 5.0, 50.0), Projected(0.4, 50.0), Log(0.4, 50.0), ProportionalIntegral(0.3, 0.5, 50.0)]
+    "update", [Newton(1.0, 5.0, 50.0), Projected(0.1, 50.0), Log(0.1, 50.0), ProportionalIntegral(0.1, 0.5, 50.0)]
 )
 def test_three_constraints_are_driven_to_their_exact_multipliers(update):
     """Harm, refusals on half of the prompts, and length, under policies that are pi*_lambda: the loop ends where enumeration does.
