@@ -168,7 +168,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(knock: Knock, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cdpo_lightning.pipeline.run.evaluate_all", interrupted)
+    monkeypatch.setattr("cdpo_lightning.pipeline.run.evaluate_by_samples", interrupted)
     status, _, errors = knock(*TINY, "run_dir=here", "artifacts_dir=store")
     assert status == 130
     assert errors == "interrupted: the same command with resume=true goes on from the last checkpoint\n"
