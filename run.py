@@ -1,4 +1,4 @@
-"""The door: compose the configuration, check it, run it, return the sweep's objective."""
+"""The command line: compose the configuration, check it, run it, return the sweep's objective."""
 
 import os
 import sys
@@ -6,35 +6,35 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cdpo_lightning.config import parse
-from cdpo_lightning.config.cli_errors import COMPOSING, interrupted, refuse, sentence, status
+from cdpo_lightning.config import cli_errors, parse
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.sweep.objective import objective
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
-    """One run or one job of a sweep; the sweep goes on after a job that is refused, whose objective is nan."""
+    """Do one run, or one job of a sweep; the sweep goes on after a job that is refused, whose objective is nan."""
     try:
         parsed = parse(config)
-        from cdpo_lightning.launch import check, evaluate, run  # takes seconds: a typing error is answered at once
+        from cdpo_lightning.launch import check, evaluate, run  # takes seconds: a mistake in a key is answered before
 
         return objective(parsed, {"run": run, "evaluate": evaluate, "check": check}[parsed.mode](parsed))
     except CDPOError as error:
-        return refuse(str(error))
+        return cli_errors.current().refuse(str(error))
 
 
-def door() -> int:
-    """Exit status: 0 done, 2 the user's mistake on one line, 130 interrupted; our own faults keep their traceback."""
+def run_cli() -> int:
+    """Return the exit status: 0 done, 2 a mistake of the user, 130 interrupted; our own faults keep their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
+    status = cli_errors.start()
     try:
         main()
-    except COMPOSING as error:
-        refuse(sentence(error))
+    except cli_errors.COMPOSITION_ERRORS as error:
+        status.refuse(cli_errors.explain(error))
     except KeyboardInterrupt as error:
-        return interrupted(error)
-    return status()
+        return cli_errors.report_interrupt(error)
+    return status.code()
 
 
 if __name__ == "__main__":
-    sys.exit(door())
+    sys.exit(run_cli())

@@ -1,12 +1,12 @@
-"""The configuration: frozen dataclasses, one per group, and `parse`, the only door.
+"""The configuration: frozen pydantic dataclasses, one per group, and `parse`, which makes them.
 
-Units and signs stand beside each field. Cost is positive when harmful; lambda is in reward units per cost unit.
+A comment at each field gives its unit and sign. Cost is positive when harmful; lambda is in reward units per cost unit.
 """
 
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
 from cdpo_lightning.config.methods import METHODS, MethodConfig, PPOConfig, PrimalDualConfig
-from cdpo_lightning.config.parse import parse, plain, to_yaml
-from cdpo_lightning.config.run import ResolvedMethod, RunConfig
+from cdpo_lightning.config.parse import json_schema, parse, plain, to_yaml
+from cdpo_lightning.config.run import RENAMED, ResolvedMethod, RunConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
     EvaluationConfig,
@@ -20,6 +20,7 @@ from cdpo_lightning.config.training import (
 
 __all__ = [
     "METHODS",
+    "RENAMED",
     "ClosedFormConfig",
     "ConstraintConfig",
     "EvaluationConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "RunConfig",
     "ScorerConfig",
     "TrainerConfig",
+    "json_schema",
     "parse",
     "plain",
     "to_yaml",

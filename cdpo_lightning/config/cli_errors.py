@@ -1,10 +1,11 @@
-"""What the user is told, on one line, when a configuration cannot be composed or a run cannot be done."""
+"""The line a user sees when a configuration cannot be composed or a run cannot be done, and the exit status."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -13,40 +14,60 @@ from yaml import YAMLError  # comes with omegaconf
 from cdpo_lightning.config.parse import no_such_key
 from cdpo_lightning.errors import CDPOError
 
-COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, CDPOError)
+# What Hydra's composition raises for a mistake of the user; `explain` tells these from faults of ours.
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, CDPOError)
 _HYDRAS_VALUE_ERROR = "Config group override must be"
 
-refused: list[str] = []  # what was said, by this run or by the jobs of this sweep
-failed: list[int] = []  # exit statuses of the sweep's jobs that were not done
+
+class ExitStatus:
+    """What went wrong in one call of the command line: runs that were refused, jobs of a sweep that failed."""
+
+    def __init__(self) -> None:
+        self._refused = False
+        self._failed: list[int] = []  # exit statuses of jobs
+
+    def refuse(self, message: str) -> float:
+        """Print the message for the user at once; return the objective of a run that was not done, nan."""
+        self._refused = True
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        return float("nan")
+
+    def note_failures(self, statuses: Sequence[int]) -> None:
+        """Add the exit statuses of a sweep's jobs."""
+        self._failed.extend(status for status in statuses if status)
+
+    def code(self) -> int:
+        """Return 0 if all was done, 2 if the user has to change something, 1 if a job of a sweep failed in any other way."""
+        if any(status != 2 for status in self._failed):
+            return 1
+        return 2 if self._refused or self._failed else 0
 
 
-def refuse(message: str) -> float:
-    """Says at once what the user has to change; the objective of a run that was not done, nan."""
-    message = " ".join(message.split())
-    refused.append(message)
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    return float("nan")
+# Hydra calls the launcher of a sweep itself, so that `run.py` cannot hand the status on to it.
+_current: ContextVar[ExitStatus] = ContextVar("exit_status")
 
 
-def interrupted(error: KeyboardInterrupt) -> int:
-    """Says how to go on, in the sweep's own words if it was one; the exit status."""
+def start() -> ExitStatus:
+    """Return the empty status of a new call of the command line, which `current` returns from now on."""
+    status = ExitStatus()
+    _current.set(status)
+    return status
+
+
+def current() -> ExitStatus:
+    """Return the status of this call of the command line."""
+    return _current.get(None) or start()
+
+
+def report_interrupt(error: KeyboardInterrupt) -> int:
+    """Print how to continue, in the words of the sweep if it was one; return the exit status."""
     message = str(error) or "interrupted: the same command with resume=true goes on from the last checkpoint"
     print(message, file=sys.stderr, flush=True)
     return 130
 
 
-def note_failures(statuses: Sequence[int]) -> None:
-    """Remembers how the jobs of a sweep ended, for `status`."""
-    failed.extend(status for status in statuses if status)
-
-
-def status() -> int:
-    """The exit status: 0 done, 2 if the user has to change something, 1 if a job of a sweep failed in any other way."""
-    return 1 if any(status != 2 for status in failed) else 2 if refused or failed else 0
-
-
-def sentence(error: Exception) -> str:
-    """The mistake behind an error that was raised while the configuration was composed; raises any other error again."""
+def explain(error: Exception) -> str:
+    """Return the message for an error raised in composing the configuration; raise it again if it is no mistake of the user."""
     if isinstance(error, CDPOError):
         return str(error)
     text = " ".join(str(error).split("Config search path:")[0].split())
@@ -64,9 +85,9 @@ def sentence(error: Exception) -> str:
 
 
 def _missing_file(path: str, options: list[str], text: str) -> str:
-    """`experiment/nope` as the user wrote it; where a file asks for it, that file too."""
+    """Return the message for `experiment/nope` as the user wrote it; where another file names it, with that file."""
     group, _, name = path.removesuffix(".yaml").rpartition("/")
-    requested = re.match(r"In '([^']+)'", text)
-    where = f" (asked for by conf/{requested[1]}.yaml)" if requested and requested[1] != "config" else ""
-    there = f"conf/{group} has {', '.join(options)}" if options else f"see conf/{group}"
-    return f"{group or 'config'}={name}: not found{where}; {there}"
+    parent = re.match(r"In '([^']+)'", text)
+    where = f" (named in conf/{parent[1]}.yaml)" if parent and parent[1] != "config" else ""
+    choices = f"conf/{group} has {', '.join(options)}" if options else f"see conf/{group}"
+    return f"{group or 'config'}={name}: not found{where}; {choices}"

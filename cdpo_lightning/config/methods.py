@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Annotated, Literal
 
-from cdpo_lightning.config.checks import choice, require
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from cdpo_lightning.config.fields import AtLeastTwo, CountOrOff, OneOf, PositiveShare, WeightOrOff, settings
+from cdpo_lightning.config.messages import Expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class MethodSpec(Presentation):
 _OFFLINE = {"refresh": 0, "anchor": 0.0}
 _NO_ANCHOR = {"anchor": 0.0}
 _PROJECTED = {"update": "projected"}
-_DATA_ONLY = {"online": 0, "bonus": 0.0}
+_DATA_ONLY = {"refresh": 0, "bonus": 0.0}
 # In the order of the report's rows. Colours: Okabe and Ito's, which colour-blind readers can tell apart.
 METHODS: Mapping[str, MethodSpec] = MappingProxyType(
     {
@@ -122,91 +126,59 @@ def is_reference(name: str) -> bool:
     return name in METHODS and METHODS[name].trainer == "none"
 
 
-@dataclass(frozen=True)
+LambdaSource = Literal["one_shot", "exact"]  # one_shot: the root on samples of the reference; exact: by enumeration
+MethodName = Annotated[str, OneOf(tuple(METHODS))]
+
+
+@settings
 class MethodConfig:
-    """What is trained: the run's own method, and others beside it on the same data, scorers, prompts and seed."""
+    """What is trained: the run's own method, and baselines on the same data, scorers, prompts and seed."""
 
-    name: str = "cdpo"
-    baselines: list[str] = field(default_factory=list)
-    baseline_epochs: int = 0  # most epochs of those beside that fit preferences; 0: as many as the run's own
-    preferences: str = "scores"  # scores: labels by reward and cost; human: the data's own (dpo, safe_dpo, pd_dpo, sacpo)
-    fixed_lambda: float | str = 1.0  # of methods beside that keep lambda: a number, one_shot or exact
-    cost_only_lambda: float = 10.0  # lambda of `cost_only`, beside or the run's own
-
-    def __post_init__(self) -> None:
-        choice("method.name", self.name, tuple(METHODS))
-        for baseline in self.baselines:
-            choice("method.baselines", baseline, tuple(METHODS))
-        require(self.baseline_epochs >= 0, "method.baseline_epochs", self.baseline_epochs, "0 (no bound) or more")
-        choice("method.preferences", self.preferences, ("scores", "human"))
-        require_lambda("method.fixed_lambda", self.fixed_lambda)
-        require(self.cost_only_lambda > 0, "method.cost_only_lambda", self.cost_only_lambda, "more than 0")
+    name: MethodName = "cdpo"
+    baselines: list[MethodName] = field(default_factory=list)
+    # Most epochs of the baselines that are trained on pairs in one stage; 0: as many as the run's own method.
+    baseline_epochs: Annotated[NonNegativeInt, Expected("0 (no bound) or more")] = 0
+    preferences: Literal["scores", "human"] = "scores"  # scores: labels by reward and cost; human: those of the data set
+    fixed_lambda: NonNegativeFloat | LambdaSource = 1.0  # reward per cost; of baselines whose lambda is fixed
+    cost_only_lambda: PositiveFloat = 10.0  # lambda of `cost_only`, as a baseline or as the run's own method
 
 
-def require_lambda(key: str, value: float | str) -> None:
-    """Raises:
-    ConfigError: the value is neither a number of 0 or more nor the name of a way to find one.
-    """
-    if isinstance(value, str):
-        choice(key, value, ("one_shot", "exact"))
-    else:
-        require(value >= 0, key, value, "0 or more, one_shot or exact")
-
-
-@dataclass(frozen=True)
+@settings
 class PrimalDualConfig:
     """PD-DPO, SACPO and O-PD-DPO; what is not here is as in the group `policy`."""
 
-    reward_epochs: int = 8  # of the first stage, DPO on reward preferences
-    epochs: int = 16  # of the second, on cost preferences
-    pairs: str = "data"  # data; complete: every pair of all responses, the closed-form world only
-    labels: str = "bernoulli"  # bernoulli: one answer of an annotator a pair; soft: their expectation
-    feedback: str = "binary"  # of the dual step. binary: an oracle that says safe or unsafe; score: the cost scorer
-    asks: int = 1000  # binary: at most so many questions about one response
-    online: int = 128  # o_pd_dpo: new pairs per prompt and round
-    bonus: float = 0.1  # o_pd_dpo: weight of the exploration bonus, reward units; 0: off
-
-    def __post_init__(self) -> None:
-        require(self.reward_epochs >= 1, "primal_dual.reward_epochs", self.reward_epochs, "at least 1")
-        require(self.epochs >= 1, "primal_dual.epochs", self.epochs, "at least 1")
-        choice("primal_dual.pairs", self.pairs, ("data", "complete"))
-        choice("primal_dual.labels", self.labels, ("bernoulli", "soft"))
-        choice("primal_dual.feedback", self.feedback, ("binary", "score"))
-        require(self.asks >= 2, "primal_dual.asks", self.asks, "at least 2")
-        require(self.online >= 0, "primal_dual.online", self.online, "0 (off) or more")
-        require(self.bonus >= 0, "primal_dual.bonus", self.bonus, "0 (off) or more")
+    reward_epochs: PositiveInt = 8  # of the first stage, DPO on reward preferences
+    epochs: PositiveInt = 16  # of the second, on cost preferences
+    pairs: Literal["data", "complete"] = "data"  # complete: every pair of all responses, in the closed-form world only
+    labels: Literal["bernoulli", "soft"] = "bernoulli"  # bernoulli: one annotator's answer per pair; soft: its expectation
+    feedback: Literal["binary", "score"] = (
+        "binary"  # of the dual step; binary: an oracle says safe or unsafe; score: the cost scorer
+    )
+    asks: AtLeastTwo = 1000  # binary: most questions about one response
+    refresh: CountOrOff = 128  # o_pd_dpo: new on-policy pairs per prompt and round
+    bonus: WeightOrOff = 0.1  # o_pd_dpo: weight of the exploration bonus, reward units
 
 
-@dataclass(frozen=True)
+@settings
 class PPOConfig:
     """PPO-Lagrangian (Safe RLHF); beta and the limit are those of the groups `policy` and `constraint`."""
 
-    rounds: int = 64  # of sampling and training
-    samples_per_prompt: int = 32  # episodes per prompt and round
-    passes: int = 2  # over the episodes of a round
-    batch_size: int = 256  # episodes
-    lr: float = 1e-3
-    critic_lr: float = 2e-3
-    lr_final: float = 0.05  # the last round's learning rate as a share of the first's
-    kl: float = 0.0  # coefficient of both KL streams, reward per nat; 0: policy.beta / (1 + lambda), the problem of the others
-    clip: float = 0.2  # of the probability ratio
-    value_clip: float = 5.0  # how far a value may move from its old one
-    score_clip: float = 50.0  # rewards and costs of an episode, +-
-    gae_lambda: float = 0.95
-    gamma: float = 1.0
-    ptx: float = 0.0  # weight of the demonstrations' negative log-likelihood; Safe RLHF's script: 16
-    lambda_init: float = 1.0  # more than 0: the log update cannot leave 0
-    lambda_lr: float = 0.1
-    window: int = 128  # episodes whose mean cost steps lambda
-
-    def __post_init__(self) -> None:
-        for key in ("rounds", "passes", "batch_size", "window"):
-            require(getattr(self, key) >= 1, f"ppo.{key}", getattr(self, key), "at least 1")
-        require(self.samples_per_prompt >= 2, "ppo.samples_per_prompt", self.samples_per_prompt, "at least 2")
-        for key in ("lr", "critic_lr", "clip", "value_clip", "score_clip", "lambda_init", "lambda_lr"):
-            require(getattr(self, key) > 0, f"ppo.{key}", getattr(self, key), "more than 0")
-        for key in ("lr_final", "gamma"):
-            require(0 < getattr(self, key) <= 1, f"ppo.{key}", getattr(self, key), "(0, 1]")
-        require(0 <= self.gae_lambda <= 1, "ppo.gae_lambda", self.gae_lambda, "[0, 1]")
-        for key in ("kl", "ptx"):
-            require(getattr(self, key) >= 0, f"ppo.{key}", getattr(self, key), "0 or more")
+    rounds: PositiveInt = 64  # of sampling and training
+    samples_per_prompt: AtLeastTwo = 32  # episodes per prompt and round
+    passes: PositiveInt = 2  # over the episodes of a round
+    batch_size: PositiveInt = 256  # episodes
+    lr: PositiveFloat = 1e-3
+    critic_lr: PositiveFloat = 2e-3
+    lr_final: PositiveShare = 0.05  # the last round's learning rate as a share of the first's
+    kl: NonNegativeFloat = (
+        0.0  # coefficient of both KL streams, reward per nat; 0: policy.beta / (1 + lambda), as in the other methods
+    )
+    clip: PositiveFloat = 0.2  # of the probability ratio
+    value_clip: PositiveFloat = 5.0  # how far a value may move from its old one
+    score_clip: PositiveFloat = 50.0  # rewards and costs of an episode, +-
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    gamma: PositiveShare = 1.0
+    ptx: NonNegativeFloat = 0.0  # weight of the demonstrations' negative log-likelihood; Safe RLHF's script: 16
+    lambda_init: PositiveFloat = 1.0  # reward per cost; more than 0, for the log update cannot leave 0
+    lambda_lr: PositiveFloat = 0.1
+    window: PositiveInt = 128  # episodes whose mean cost steps lambda

@@ -1,185 +1,141 @@
-"""`parse`, the only door: from what Hydra composed to frozen dataclasses; every mistake is refused with its key."""
+"""`parse`, the only way from what Hydra composed to a `RunConfig`; every mistake is refused with its key."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
+import json
 from collections.abc import Collection
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
-from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
-from cdpo_lightning.config.methods import MethodConfig, PPOConfig, PrimalDualConfig
-from cdpo_lightning.config.run import RunConfig
-from cdpo_lightning.config.training import (
-    ConstraintConfig,
-    EvaluationConfig,
-    FitConfig,
-    GenerationConfig,
-    LoggerConfig,
-    PolicyConfig,
-    ScorerConfig,
-    TrainerConfig,
-)
+from cdpo_lightning.config.messages import first_mistake, group_classes, quoted
+from cdpo_lightning.config.run import RENAMED, RunConfig
+from cdpo_lightning.config.training import PolicyConfig
 from cdpo_lightning.errors import ConfigError
 
-_GROUPS: dict[str, type] = {
-    "model": ModelConfig,
-    "sft": FitConfig,
-    "reward": ScorerConfig,
-    "cost": ScorerConfig,
-    "policy": PolicyConfig,
-    "constraint": ConstraintConfig,
-    "method": MethodConfig,
-    "primal_dual": PrimalDualConfig,
-    "ppo": PPOConfig,
-    "evaluation": EvaluationConfig,
-    "generation": GenerationConfig,
-    "trainer": TrainerConfig,
-    "logger": LoggerConfig,
-}
-_DATASETS: dict[str, type] = {"closed_form": ClosedFormConfig, "files": FilesConfig}
-_EXPECTED = {str: "text", int: "a whole number", list: "a list such as [a,b]", bool: "true or false"}
-_SCALARS: dict[str, type] = {
-    "name": str,
-    "seed": int,
-    "mode": str,
-    "stages": list,
-    "resume": bool,
-    "run_dir": str,
-    "artifacts_dir": str,
-}
+_GROUPS = group_classes(RunConfig)
+_INTERNAL = "external_policies"  # what `parse` makes of `policy=FOLDER`; no key of its own
+_ADAPTER = TypeAdapter(RunConfig)
 
 
-def _keys(group: str) -> set[str]:
-    """The keys of a group, for `dataset` those of all its kinds; of the top level if the group is empty."""
-    if not group:
-        return {*_SCALARS, *_GROUPS, "dataset"}
-    schemas = _DATASETS.values() if group == "dataset" else [_GROUPS[group]] if group in _GROUPS else []
-    return {field.name for schema in schemas for field in dataclasses.fields(schema)}
+def known_keys(group: str) -> set[str]:
+    """Return the keys of a group, of all its kinds; those of the top level if `group` is empty."""
+    kinds = _GROUPS.get(group, ()) if group else (RunConfig,)
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)} - {_INTERNAL}
 
 
 def no_such_key(key: str, known: Collection[str] = ()) -> str:
-    """What to say of a key, given in full, that its group has not: what it may be a slip of, and what there is.
+    """Return the message for a key that does not exist: its new name, how to add it, or the nearest key and all there are.
 
     Args:
-        key: such as `policy.betaa`.
+        key: in full, such as `policy.betaa`.
         known: the group's keys, where its kind is known.
     """
+    if key in RENAMED:
+        return f"{key}: renamed to {RENAMED[key]}"
     group, name = key.split(".", 1) if "." in key else ("", key)
-    known = sorted(known or _keys(group))
+    entries = name.partition(".")[0]
+    if any(get_origin(get_type_hints(kind).get(entries)) is dict for kind in _GROUPS.get(group, ())):
+        return f"{key}: an entry of {group}.{entries} is added with +{group}.{entries}.NAME=VALUE"
+    known = sorted(known or known_keys(group))
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {group + '.' if group else ''}{near[0]}? " if near else ""
-    there = f"; {hint}{group or 'the top level'} has {', '.join(known)}" if known else ""
-    return f"{key}: no such key{there}"
+    listed = f"; {hint}{group or 'the top level'} has {', '.join(known)}" if known else ""
+    return f"{key}: no such key{listed}"
 
 
-def _require_keys(group: str, result: Collection[str], known: Collection[str]) -> None:
-    """Every key once, in the YAML and nowhere else: an unknown one would have no effect, a missing one no value."""
+def _require_keys(group: str, present: Collection[str], known: Collection[str]) -> None:
+    """Raise unless the keys are exactly the known ones: an unknown one would have no effect, a missing one no value."""
     prefix = f"{group}." if group else ""
-    for name in sorted(set(result) - set(known)):
+    for name in sorted(set(present) - set(known)):
         raise ConfigError(no_such_key(prefix + name, known))
-    for name in sorted(set(known) - set(result)):
+    for name in sorted(set(known) - set(present)):
         raise ConfigError(f"{prefix}{name}: missing; give it a value, or begin your file with `defaults:` as in conf/")
 
 
-def _group(group: str, schema: type, values: Any) -> Any:
-    """`values` as an instance of `schema`; every error names the key in full."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{group}={values!r}: expected a group of keys, such as {group}.KEY=VALUE")
-    values = {str(key): value for key, value in values.items()}
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    _require_keys(group, values, fields)
-    for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{group}.{key}={value}: expected a finite number")
-        if fields[key].type == "float | str" and type(value) is int:
-            values[key] = float(value)  # OmegaConf takes an int for a float, but not for a union
-        if fields[key].type == "bool":
-            _scalar(f"{group}.{key}", bool, value)  # OmegaConf takes any number for true
-    try:
-        return OmegaConf.to_object(_merged(schema, values))
-    except ConfigError as error:  # of __post_init__; a schema that serves several groups cannot name them
-        raise ConfigError(f"{group}.{str(error).removeprefix(group + '.')}") from error
-    except OmegaConfBaseException as error:
-        key = error.full_key or next(key for key in values if not _fits(schema, key, values[key]))
-        raise ConfigError(f"{group}.{key}: {str(error).splitlines()[0]}") from error
+def _class_of(group: str, values: dict[str, Any]) -> type:
+    """Return the class of a group; of several kinds, the one that `kind` names."""
+    first, *others = _GROUPS[group]
+    if not others:
+        return first
+    kinds = {field.default: kind for kind in (first, *others) for field in dataclasses.fields(kind) if field.name == "kind"}
+    name = values.get("kind")
+    if not isinstance(name, str) or name not in kinds:
+        expected = ", ".join(str(kind) for kind in kinds)
+        raise ConfigError(f"{group}.kind={quoted(name)}: expected one of {expected}; choose a file of conf/{group}/")
+    return kinds[name]
 
 
-_structured = functools.cache(OmegaConf.structured)  # merge copies it
-
-
-def _merged(schema: type, values: dict[str, Any]) -> Any:
-    return OmegaConf.merge(_structured(schema), values)
-
-
-def _fits(schema: type, key: str, value: Any) -> bool:
-    """Whether the value is of the key's type; OmegaConf does not always say which key it stumbled over."""
-    try:
-        _merged(schema, {key: value})
-    except OmegaConfBaseException:
-        return False
-    return True
-
-
-def _scalar(name: str, kind: type, value: Any) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r}: expected {_EXPECTED[kind]}, not {type(value).__name__}")
-    return value
-
-
-def _dataset(values: Any) -> ClosedFormConfig | FilesConfig:
-    kind = values.get("kind") if isinstance(values, dict) else None
-    if kind not in _DATASETS:
-        raise ConfigError(f"dataset.kind={kind!r}: expected one of {', '.join(_DATASETS)}; choose a file of conf/dataset/")
-    parsed: ClosedFormConfig | FilesConfig = _group("dataset", _DATASETS[kind], values)
-    return parsed
+def _named(values: dict[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in values.items()}
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    assert isinstance(values, dict)
+    return _named(values)
 
 
-def parse(config: DictConfig | dict[str, Any]) -> RunConfig:
-    """The run's frozen configuration from what Hydra composed.
-
-    Raises:
-        ConfigError: a key is unknown (also one added with `+`), missing, of the wrong type or out of range.
-    """
-    values = _resolved(config) if isinstance(config, DictConfig) else dict(config)
-    _require_keys("", values, _keys(""))
-    scalars = {name: _scalar(name, kind, values[name]) for name, kind in _SCALARS.items()}
-    external_policies = _candidates(values["policy"])
-    if external_policies:
-        values["policy"] = dataclasses.asdict(PolicyConfig())  # nothing is trained: none of it is read
-    groups = {name: _group(name, schema, values[name]) for name, schema in _GROUPS.items()}
-    return RunConfig(**scalars, **groups, dataset=_dataset(values["dataset"]), external_policies=external_policies)
-
-
-def _candidates(policy: Any) -> tuple[str, ...]:
-    """The folders of `policy=FOLDER` or `policy=FOLDER+FOLDER`; none where `policy` is the group of training's keys."""
+def _policies(policy: Any) -> tuple[str, ...]:
+    """Return the folders of `policy=FOLDER` or `policy=FOLDER+FOLDER`; none where `policy` is the group of training's keys."""
     folders = tuple(policy.split("+")) if isinstance(policy, str) else ()
     if not all(folders):
-        raise ConfigError(f"policy={policy!r}: expected a folder or a hub name, or several with + between them")
+        raise ConfigError(f"policy={quoted(policy)}: expected a folder or a hub name, or several with + between them")
     return folders
 
 
+def parse(config: DictConfig | dict[str, Any]) -> RunConfig:
+    """Return the run's frozen configuration from what Hydra composed, or from `plain`.
+
+    Raises:
+        ConfigError: a key is unknown (also one added with `+`), missing, of the wrong type or out of range. Of several mistakes the
+            first is reported: wrong keys before wrong values, both in the order of `RunConfig`, rules over several keys last.
+    """
+    values = _resolved(config) if isinstance(config, DictConfig) else _named(config)
+    _require_keys("", values, known_keys(""))
+    policies = _policies(values["policy"])
+    if policies:
+        values["policy"] = dataclasses.asdict(PolicyConfig())  # nothing is trained: none of it is read
+    for group in _GROUPS:
+        if not isinstance(values[group], dict):
+            raise ConfigError(f"{group}={quoted(values[group])}: expected a group of keys, such as {group}.KEY=VALUE")
+        values[group] = _named(values[group])
+        _require_keys(group, values[group], [field.name for field in dataclasses.fields(_class_of(group, values[group]))])
+    try:
+        # As JSON, for pydantic's strict mode reads a group from an object of JSON, but not from a dict.
+        return _ADAPTER.validate_json(json.dumps({**values, _INTERNAL: policies}))
+    except ValidationError as error:
+        raise ConfigError(first_mistake(RunConfig, error)) from None
+
+
 def plain(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as `parse` reads it: `parse(plain(config))` is `config`."""
+    """Return the resolved configuration as `parse` reads it: `parse(plain(config))` equals `config`."""
     values = dataclasses.asdict(config)
-    external_policies = values.pop("external_policies")
-    return values | ({"policy": "+".join(external_policies)} if external_policies else {})
+    policies = values.pop(_INTERNAL)
+    return values | ({"policy": "+".join(policies)} if policies else {})
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as it is kept in the run's folder."""
+    """Return the resolved configuration as it is kept in the run's folder."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of what `parse` reads; rules over several keys are not in it."""
+    schema = _ADAPTER.json_schema(mode="serialization")  # of what is read, keys with a default would not be required
+    schema["properties"].pop(_INTERNAL)
+    schema["required"].remove(_INTERNAL)
+    folder = {
+        "type": "string",
+        "minLength": 1,
+        "description": "mode=evaluate: a folder or a hub name, or several with + between them",
+    }
+    schema["properties"]["policy"] = {"anyOf": [schema["properties"]["policy"], folder]}
+    return schema

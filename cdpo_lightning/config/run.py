@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
 
-from cdpo_lightning.config.checks import choice, require
+from pydantic import Field, model_validator
+
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
+from cdpo_lightning.config.fields import OneOf, require, settings
 from cdpo_lightning.config.methods import BY_KIND, METHODS, MethodConfig, MethodSpec, PPOConfig, PrimalDualConfig
 from cdpo_lightning.config.training import (
     ConstraintConfig,
@@ -22,14 +27,16 @@ from cdpo_lightning.config.training import (
 )
 from cdpo_lightning.errors import ConfigError
 
-# Of the trainer, what may be another when a run is resumed: how many ranks share the work, and where things are kept.
-_HOW = ("devices", "num_nodes", "offload", "gather", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints")
-STAGES = ("sft", "reward", "cost", "policy", "evaluate", "report")
+Stage = Annotated[str, OneOf(("sft", "reward", "cost", "policy", "evaluate", "report"))]
+# Old key -> new key, both in full. An old one is refused with the new one, on the command line and in a file.
+RENAMED: Mapping[str, str] = MappingProxyType({"primal_dual.online": "primal_dual.refresh"})
+# What a resumed run may change in the group `trainer`: how many ranks share the work, and where tensors and checkpoints are kept.
+_NOT_IN_IDENTITY = ("devices", "num_nodes", "offload", "gather", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """How one method is trained: its recipe, and the groups with the recipe's values in place of the run's."""
+    """How one method is trained: its specification, and the run's groups with the values of the specification in them."""
 
     who: str
     spec: MethodSpec
@@ -40,19 +47,19 @@ class ResolvedMethod:
     ppo: PPOConfig
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
-    """One run, whole. Nothing below this is a DictConfig and nothing is mutable."""
+    """One run, whole: the one list of the groups and of the keys outside them. Nothing in it is a DictConfig."""
 
     name: str
-    seed: int
-    mode: str
-    stages: list[str]
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    mode: Literal["run", "check", "evaluate"]
+    stages: list[Stage]
     resume: bool
     run_dir: str
     artifacts_dir: str
     model: ModelConfig
-    dataset: ClosedFormConfig | FilesConfig
+    dataset: Annotated[ClosedFormConfig | FilesConfig, Field(discriminator="kind")]
     sft: FitConfig
     reward: ScorerConfig
     cost: ScorerConfig
@@ -67,43 +74,33 @@ class RunConfig:
     logger: LoggerConfig
     external_policies: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
 
-    def __post_init__(self) -> None:
-        choice("mode", self.mode, ("run", "check", "evaluate"))
-        self._require_judged()
-        for stage in self.stages:
-            choice("stages", stage, STAGES)
-        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        self._check_external_policies()
         if self.constraint.kind == "dual":
             every, epochs = self.constraint.every_k_epochs, self.policy.epochs
             require(every <= epochs, "constraint.every_k_epochs", every, f"at most policy.epochs, {epochs}: one round")
-        if not self.model.path and not self.alone:
-            if not isinstance(self.dataset, ClosedFormConfig):
+        if not self.model.path and not self.external_only:
+            if not self.enumerable:
                 raise ConfigError(
                     "model.path is empty: a model built here knows only the words of dataset=closed_form; name a model"
                 )
             self.model.require_architecture()
-        self._require_method()
-        self._require_model_fits_trainer()
+        self._check_method()
+        self._check_model_fits_trainer()
+        return self
 
-    def _require_model_fits_trainer(self) -> None:
+    def _check_external_policies(self) -> None:
         """Raises:
-        ConfigError: weights in 4 bits are to be sharded, or trained; or layers compiled whose parameters come and go; or attention
-            that needs a GPU without one.
+        ConfigError: mode=evaluate without a policy to evaluate, or a folder of one in another mode.
         """
-        attention = self.model.attention
-        on_cpu = attention == "flex_attention" and self.trainer.accelerator == "cpu"
-        require(not on_cpu, "model.attention", attention, "sdpa or eager with trainer.accelerator=cpu: it has no gradient there")
-        value, compiled = self.model.quantize, self.model.compile
-        require(
-            not compiled or self.trainer.zero != 3, "model.compile", compiled, "false with ZeRO-3, which gathers layers by hooks"
-        )
-        require(not value or self.trainer.zero != 3, "model.quantize", value, "empty with ZeRO-3, which would shard the weights")
-        engine, gather = self.generation.engine, self.trainer.gather
-        require(engine == "torch" or gather == "whole", "generation.engine", engine, "torch with trainer.gather=layer")
-        ppo = [who for who in self.trained if self.plan(who).spec.trainer == "ppo"]
-        require(not value or not ppo, "model.quantize", value, f"empty with {', '.join(ppo)}, which trains all weights")
+        if self.mode == "evaluate" and not self.external_policies:
+            raise ConfigError("mode=evaluate: expected policy=FOLDER with it, the model to evaluate")
+        if self.mode != "evaluate" and self.external_policies:
+            given = "+".join(self.external_policies)
+            raise ConfigError(f"policy={given}: expected policy.KEY=VALUE; the policy in a folder is evaluated with mode=evaluate")
 
-    def _require_method(self) -> None:
+    def _check_method(self) -> None:
         """Raises:
         ConfigError: the method and `constraint.kind` do not go together, or a method needs a world that can be enumerated.
         """
@@ -112,43 +109,46 @@ class RunConfig:
             raise ConfigError(
                 f"constraint.kind={kind}: method={name} has {METHODS[name].kind}; choose constraint={METHODS[name].kind}"
             )
-        for key, value in (
-            ("constraint.lambda_init", self.constraint.lambda_init),
-            ("method.fixed_lambda", self.method.fixed_lambda),
+        methods = [self.resolve_method(who) for who in self.trained]
+        complete = any(one.spec.trainer == "primal_dual" and one.primal_dual.pairs == "complete" for one in methods)
+        for needed, key, value in (
+            (self.constraint.lambda_init == "exact", "constraint.lambda_init", "exact"),
+            (self.method.fixed_lambda == "exact", "method.fixed_lambda", "exact"),
+            (complete, "primal_dual.pairs", "complete"),
         ):
-            self._require_world(value == "exact", key, "exact")
-        for plan in map(self.plan, self.trained):
-            complete = plan.spec.trainer == "primal_dual" and plan.primal_dual.pairs == "complete"
-            self._require_world(complete, "primal_dual.pairs", "complete")
+            expected = "another value: only responses of dataset=closed_form can be enumerated"
+            require(self.enumerable or not needed, key, value, expected)
 
-    def _require_world(self, needed: bool, key: str, value: str) -> None:
-        enumerated = isinstance(self.dataset, ClosedFormConfig)
-        require(enumerated or not needed, key, value, "another value: only responses of dataset=closed_form can be enumerated")
-
-    def _require_judged(self) -> None:
+    def _check_model_fits_trainer(self) -> None:
         """Raises:
-        ConfigError: mode=evaluate without a policy to judge, or a folder to judge in another mode.
+        ConfigError: 4-bit weights would be sharded or trained, compiled layers sharded, or the attention needs a GPU.
         """
-        if bool(self.external_policies) != (self.mode == "evaluate"):
-            if self.mode == "evaluate":
-                raise ConfigError("mode=evaluate: expected policy=FOLDER with it, the model to judge")
-            raise ConfigError(
-                f"policy={'+'.join(self.external_policies)}: expected policy.KEY=VALUE; a folder is judged with mode=evaluate"
-            )
+        attention = self.model.attention
+        on_cpu = attention == "flex_attention" and self.trainer.accelerator == "cpu"
+        require(not on_cpu, "model.attention", attention, "sdpa or eager with trainer.accelerator=cpu: it has no gradient there")
+        value, compiled, sharded = self.model.quantize, self.model.compile, self.trainer.zero == 3
+        require(not compiled or not sharded, "model.compile", compiled, "false with ZeRO-3, which gathers layers by hooks")
+        require(not value or not sharded, "model.quantize", value, "empty with ZeRO-3, which would shard the weights")
+        engine, gather = self.generation.engine, self.trainer.gather
+        require(engine == "torch" or gather == "whole", "generation.engine", engine, "torch with trainer.gather=layer")
+        ppo = [who for who in self.trained if METHODS[who].trainer == "ppo"]
+        require(not value or not ppo, "model.quantize", value, f"empty with {', '.join(ppo)}, which trains all weights")
 
     @property
-    def alone(self) -> bool:
-        """Whether policies are judged on files without a model that they come from: with published score models only."""
-        return bool(self.external_policies) and not self.model.path and not isinstance(self.dataset, ClosedFormConfig)
+    def enumerable(self) -> bool:
+        """Whether all responses can be listed, so that optima are exact: the closed-form world."""
+        return isinstance(self.dataset, ClosedFormConfig)
+
+    @property
+    def external_only(self) -> bool:
+        """Whether external policies are evaluated on files without a model of the run's own: with published score models only."""
+        return bool(self.external_policies) and not self.model.path and not self.enumerable
 
     @property
     def external_names(self) -> tuple[str, ...]:
-        """The names under which the folders to judge are reported."""
-        return (
-            ("policy",)
-            if len(self.external_policies) == 1
-            else tuple(f"policy_{i}" for i, _ in enumerate(self.external_policies, 1))
-        )
+        """The names under which the external policies are reported, in their order."""
+        count = len(self.external_policies)
+        return ("policy",) if count == 1 else tuple(f"policy_{i}" for i in range(1, count + 1))
 
     @property
     def who(self) -> str:
@@ -160,17 +160,19 @@ class RunConfig:
 
     @property
     def trained(self) -> list[str]:
-        """Whom the policy stage trains, the run's own last."""
+        """The methods that the policy stage trains, the run's own last."""
         return list(dict.fromkeys([*(who for who in self.method.baselines if who != self.who), self.who]))
 
-    def plan(self, who: str) -> ResolvedMethod:
-        """How `who` is trained: the recipe's values in place of the run's."""
+    def resolve_method(self, who: str) -> ResolvedMethod:
+        """Return how the method `who` is trained: the values of its specification in place of the run's."""
         spec = METHODS[who]
         human = spec.human_labels and self.method.preferences == "human"
         policy = {"epochs": self._epochs_of(who), **spec.policy}
         if human:
             policy["refresh"] = 0  # nobody labels the policy's own samples
         constraint = {"kind": spec.kind, **spec.constraint, **self._lambda_of(who)}
+        if spec.constraint.get("update", self.constraint.update) != self.constraint.update:
+            constraint["update_options"] = {}  # the run's are of its own update
         return ResolvedMethod(
             who=who,
             spec=spec,
@@ -182,12 +184,12 @@ class RunConfig:
         )
 
     def _epochs_of(self, who: str) -> int:
-        """Epochs over pairs: a method beside the run's own may have fewer."""
+        """Return the epochs over pairs: a baseline may have fewer than the run's own method."""
         bound = self.method.baseline_epochs if who != self.who else 0
         return min(self.policy.epochs, bound or self.policy.epochs)
 
     def _lambda_of(self, who: str) -> dict[str, object]:
-        """Lambda's start where it is not `constraint`'s: PPO-Lag's own, `cost_only`'s, and the constant of a method beside."""
+        """Return lambda's start where it is not `constraint`'s: PPO-Lag's own, `cost_only`'s, and the constant of a baseline."""
         if METHODS[who].trainer == "ppo":
             return {"lambda_init": self.ppo.lambda_init, "lambda_lr": self.ppo.lambda_lr}
         if who == "cost_only":
@@ -197,15 +199,19 @@ class RunConfig:
         return {"lambda_init": self.method.fixed_lambda}
 
     def identity(self) -> str:
-        """Sixteen hex digits that name the run's result: every value but where it is written, how it is watched
-        and how many ranks share the work.
+        """Return sixteen hex digits that name the run's result: a hash of every value but those that do not change it
+        (where files are written, what is logged, how many ranks share the work).
         """
         values = dataclasses.asdict(self)
         for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode", "generation"):
             values.pop(key)
-        for key in ("compile", "quantize"):  # a run from before there were these goes on
-            if not values["model"][key]:
-                values["model"].pop(key)
-        for key in _HOW:
+        # Under their old names, so that a run from before they were renamed can be resumed.
+        for (group, old), (_, new) in ((old.split("."), new.split(".")) for old, new in RENAMED.items()):
+            values[group][old] = values[group].pop(new)
+        # Left out where they are empty, so that a run from before there were these keys can be resumed.
+        for group, key in (("model", "compile"), ("model", "quantize"), ("constraint", "update_options")):
+            if not values[group][key]:
+                values[group].pop(key)
+        for key in _NOT_IN_IDENTITY:
             values["trainer"].pop(key)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

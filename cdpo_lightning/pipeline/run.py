@@ -105,7 +105,7 @@ def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: Metho
 
 def train_policy(config: RunConfig, inputs: MethodInputs, who: str, screen: Screen) -> TrainedPolicy:
     """Return the policy `who`, trained as its method's specification says."""
-    method = config.plan(who)
+    method = config.resolve_method(who)
     if method.spec.trainer == "none":  # the reference itself
         compute = sft_compute(config, inputs.evaluator.encoder, inputs.demonstrations)
         return TrainedPolicy(inputs.evaluator.reference, {}, {}, compute)

@@ -21,8 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
-from cdpo_lightning.config import RunConfig, parse
-from cdpo_lightning.config.cli_errors import note_failures
+from cdpo_lightning.config import RunConfig, cli_errors, parse
 from cdpo_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class ProcessLauncher(Launcher):
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted: to go on: {again}") from None
         print("\n".join(summary(ended, folder, again)), flush=True)
-        note_failures([one.status for one in ended])
+        cli_errors.current().note_failures([one.status for one in ended])
         by_number = {one.job.number: one for one in ended}
         return [_returned(by_number[job.number], config) for job, config in composed]
 

@@ -6,14 +6,12 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-
-from cdpo_lightning.config import cli_errors as door
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = [
@@ -27,12 +25,10 @@ Knock = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def knock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Knock]:
+def knock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Knock:
     """run.py with these arguments in an empty folder, in this process: exit status, screen, standard error."""
 
     def knocked(*arguments: str) -> tuple[int, str, str]:
-        door.refused.clear()
-        door.failed.clear()
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = None
         monkeypatch.chdir(tmp_path)
@@ -42,9 +38,7 @@ def knock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
             runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
         return ended.value.code, *capsys.readouterr()
 
-    yield knocked
-    door.refused.clear()
-    door.failed.clear()
+    return knocked
 
 
 QUICK = ("unknown key", "unknown key at the top with +", "out of range", "unknown experiment", "group gone", "not an override")
@@ -56,8 +50,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key at the top with +": (["+polcy=1"], r"polcy: no such key; did you mean policy\? the top level has "),
     "unknown key of a data set": (["dataset.responces=16"], r"dataset\.responces: no such key; did you mean dataset\.responses\?"),
     "unknown key of Hydra": (["hydra.run.foo=1"], r"hydra\.run\.foo: no such key$"),
-    "wrong type": (["policy.epochs=many"], r"policy\.epochs: .*'many'"),
-    "out of range": (["sft.lr=-1"], r"sft\.lr=-1\.0: expected more than 0"),
+    "renamed key": (["primal_dual.online=4"], r"primal_dual\.online: renamed to primal_dual\.refresh"),
+    "renamed key with +": (["+primal_dual.online=4"], r"primal_dual\.online: renamed to primal_dual\.refresh"),
+    "entry of a mapping": (["constraint.update_options.kd=1"], r"constraint\.update_options\.kd: .*\+constraint\.update_options\."),
+    "a number in quotes": (["policy.beta='nan'"], r"policy\.beta='nan': expected a number, more than 0"),
+    "wrong type": (["policy.epochs=many"], r"policy\.epochs='many': expected a whole number"),
+    "out of range": (["sft.lr=-1"], r"sft\.lr=-1: expected more than 0"),
     "unknown choice": (["policy.loss=kto"], r"policy\.loss=kto: expected one of sigmoid, ipo, hinge"),
     "unknown experiment": (["+experiment=nope"], r"experiment=nope: not found; conf/experiment has llama2_cdpo, "),
     "experiment without +": (["experiment=nope"], r".*'experiment'.* \+experiment=nope$"),
@@ -96,7 +94,7 @@ def test_an_argument_that_is_none_of_hydras_exits_2_as_well(knock: Knock) -> Non
     ("text", "message"),
     [
         ("defaults: [closed_form, _self_]\nprompts: [", r"error: .*parsing.*mine\.yaml.*"),
-        ("defaults: [nope, _self_]\n", r"error: dataset=nope: not found \(asked for by conf/dataset/mine\.yaml\).*"),
+        ("defaults: [nope, _self_]\n", r"error: dataset=nope: not found \(named in conf/dataset/mine\.yaml\).*"),
         (
             "kind: closed_form\nname: mine\nprompts: 8\n",
             r"error: dataset\.correlation: missing; .*begin your file with `defaults:`.*",
@@ -141,7 +139,7 @@ def test_a_run_prints_its_own_lines_and_nothing_else(knock: Knock, tmp_path: Pat
 def test_a_sweep_says_at_once_which_job_was_refused_and_does_the_others(knock: Knock, tmp_path: Path) -> None:
     places = ["run_dir=runs/${hydra:job.num}", "artifacts_dir=store", "hydra.sweep.dir=sweep"]
     status, screen, errors = knock("-m", *TINY, *places, "policy.beta=-1,0.5", "stages=[sft]")
-    assert (status, errors) == (2, "error: job 0 (policy.beta=-1): policy.beta=-1.0: expected more than 0\n")
+    assert (status, errors) == (2, "error: job 0 (policy.beta=-1): policy.beta=-1: expected more than 0\n")
     assert [path.parent.name for path in (tmp_path / "runs").glob("*/metrics.json")] == ["1"]
     assert "1 of 2 jobs done" in screen
     assert "beta 0.5" in (tmp_path / "sweep" / "logs" / "1.txt").read_text(encoding="utf-8")
@@ -170,7 +168,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(knock: Knock, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cdpo_lightning.pipeline.run.evaluate_all", interrupted)
+    monkeypatch.setattr("cdpo_lightning.pipeline.run.evaluate_by_samples", interrupted)
     status, _, errors = knock(*TINY, "run_dir=here", "artifacts_dir=store")
     assert status == 130
     assert errors == "interrupted: the same command with resume=true goes on from the last checkpoint\n"
@@ -183,7 +181,7 @@ def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path: Path) -> 
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     text_shown = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
-    assert (result.returncode, text_shown) == (2, ["error: sft.lr=-1.0: expected more than 0"])
+    assert (result.returncode, text_shown) == (2, ["error: sft.lr=-1: expected more than 0"])
     assert not re.search(r"\| +(torch|lightning|transformers)$", result.stderr, re.MULTILINE)
 
 

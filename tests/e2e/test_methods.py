@@ -12,7 +12,7 @@ from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.pipeline.run import run
 
 Configure = Callable[..., RunConfig]
-SMALL = ["dataset.scores=oracle", "policy.epochs=2", "primal_dual.reward_epochs=1", "primal_dual.epochs=2", "primal_dual.online=4",
+SMALL = ["dataset.scores=oracle", "policy.epochs=2", "primal_dual.reward_epochs=1", "primal_dual.epochs=2", "primal_dual.refresh=4",
          "ppo.rounds=2", "ppo.samples_per_prompt=4", "constraint.c_limit=1.0"]  # fmt: skip
 BUDGET = {"trained_tokens", "sampled_tokens", "scorer_forwards", "models_resident", "wall_seconds"}
 

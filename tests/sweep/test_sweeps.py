@@ -87,7 +87,7 @@ def test_jobs_that_are_all_refused_end_the_sweep_with_2(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "policy.beta=-2,-1", "hydra.sweep.dir=sweep")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"error: job {n} (policy.beta=-{2 - n}): policy.beta=-{2 - n}.0: expected more than 0" for n in (0, 1)
+        f"error: job {n} (policy.beta=-{2 - n}): policy.beta=-{2 - n}: expected more than 0" for n in (0, 1)
     ]
     assert "to run only these again: python run.py -m policy.beta=-2,-1 hydra.sweep.dir=sweep" in done.stdout
     assert [job["state"] for job in json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]] == ["failed"] * 2

@@ -20,7 +20,7 @@ def with_first_policy_as_reference(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: a score model would have to be trained on that policy, and would be another one for every policy.
     """
-    if not config.alone:
+    if not config.external_only:
         return config
     for name in ("reward", "cost"):
         if not getattr(config, name).path:

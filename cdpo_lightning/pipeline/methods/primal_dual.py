@@ -84,7 +84,7 @@ def train_primal_dual(inputs: MethodInputs, method: ResolvedMethod, screen: Scre
 def _both_stages(inputs: MethodInputs, method: ResolvedMethod) -> PairFit:
     """Return what both stages share; objective, labels and multipliers are set for each."""
     own = method.primal_dual
-    policy = replace(method.policy, labels=own.labels, refresh=own.online, epochs=own.epochs)
+    policy = replace(method.policy, labels=own.labels, refresh=own.refresh, epochs=own.epochs)
     table = inputs.pairs.table
     if own.pairs == "complete":
         assert inputs.exact is not None, "refused by the configuration"

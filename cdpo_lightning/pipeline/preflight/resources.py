@@ -92,7 +92,7 @@ def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Pat
     held = _held(config, corpus, tokenizer, folder)
     for stage in config.stages:
         screen.say(f"stage      {stage:<10}{_steps(config, corpus, stage)}{held.get(stage, '')}")
-    for each in map(config.plan, config.trained if "policy" in config.stages else []):
+    for each in map(config.resolve_method, config.trained if "policy" in config.stages else []):
         screen.say(f"method     {each.who} ({each.spec.trainer}, constraint {each.constraint.kind})")
 
 
@@ -121,7 +121,7 @@ def _supervised_steps(config: RunConfig, corpus: Corpus | None, stage: str) -> s
 
 
 def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
-    plans = [config.plan(who) for who in config.trained]
+    plans = [config.resolve_method(who) for who in config.trained]
     own = plans[-1]
     policy, c = own.policy, own.constraint
     message = ", ".join(f"{plan.who} {_length(plan)}" for plan in plans if plan.spec.trainer != "none")
