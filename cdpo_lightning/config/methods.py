@@ -84,9 +84,7 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
         "o_pd_dpo": MethodSpec(
             "primal_dual", "dual", _NO_ANCHOR, _PROJECTED, title="O-PD-DPO", colour="#E69F00", marker="X", prominence=4
         ),
-        "ppo_lag": MethodSpec(
-            "ppo", "dual", constraint={"update": "log"}, title="PPO-Lagrangian", colour="#009E73", marker="^", prominence=2
-        ),
+        "ppo_lag": MethodSpec("ppo", "dual", title="PPO-Lagrangian", colour="#009E73", marker="^", prominence=2),
     }
 )
 REFERENCE, OPTIMUM = "reference", "optimum"
@@ -179,6 +177,7 @@ class PPOConfig:
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     gamma: PositiveShare = 1.0
     ptx: NonNegativeFloat = 0.0  # weight of the demonstrations' negative log-likelihood; Safe RLHF's script: 16
+    update: str = "log"  # of the multipliers, as constraint.update
     lambda_init: PositiveFloat = 1.0  # reward per cost; more than 0, for the log update cannot leave 0
     lambda_lr: PositiveFloat = 0.1
     window: PositiveInt = 128  # episodes whose mean cost steps lambda

@@ -171,7 +171,7 @@ class RunConfig:
         if human:
             policy["refresh"] = 0  # nobody labels the policy's own samples
         constraint = {"kind": spec.kind, **spec.constraint, **self._lambda_of(who)}
-        if spec.constraint.get("update", self.constraint.update) != self.constraint.update:
+        if constraint.get("update", self.constraint.update) != self.constraint.update:
             constraint["update_options"] = {}  # the run's are of its own update
         return ResolvedMethod(
             who=who,
@@ -189,9 +189,10 @@ class RunConfig:
         return min(self.policy.epochs, bound or self.policy.epochs)
 
     def _lambda_of(self, who: str) -> dict[str, object]:
-        """Return lambda's start where it is not `constraint`'s: PPO-Lag's own, `cost_only`'s, and the constant of a baseline."""
+        """Return lambda's start where it is not `constraint`'s (PPO-Lag's own, `cost_only`'s, a baseline's constant), and PPO-Lag's update."""
         if METHODS[who].trainer == "ppo":
-            return {"lambda_init": self.ppo.lambda_init, "lambda_lr": self.ppo.lambda_lr}
+            own = self.ppo
+            return {"update": own.update, "lambda_init": own.lambda_init, "lambda_lr": own.lambda_lr}
         if who == "cost_only":
             return {"lambda_init": self.method.cost_only_lambda}
         if METHODS[who].kind != "fixed" or who == self.who:
@@ -205,13 +206,6 @@ class RunConfig:
         values = dataclasses.asdict(self)
         for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode", "generation"):
             values.pop(key)
-        # Under their old names, so that a run from before they were renamed can be resumed.
-        for (group, old), (_, new) in ((old.split("."), new.split(".")) for old, new in RENAMED.items()):
-            values[group][old] = values[group].pop(new)
-        # Left out where they are empty, so that a run from before there were these keys can be resumed.
-        for group, key in (("model", "compile"), ("model", "quantize"), ("constraint", "update_options")):
-            if not values[group][key]:
-                values[group].pop(key)
         for key in _NOT_IN_IDENTITY:
             values["trainer"].pop(key)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -384,19 +384,6 @@ def test_a_renamed_key_is_refused_with_its_new_name(default: dict[str, Any], old
     assert functools.reduce(getattr, new.split("."), config) is not None
 
 
-def test_a_run_from_before_a_key_was_renamed_or_added_has_the_same_identity(default: dict[str, Any]) -> None:
-    """By the hash that the first version with these keys wrote: of all values, under the old names, without those below."""
-    values = plain(parse(default)) | {"external_policies": []}
-    for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode", "generation"):
-        del values[key]
-    for key in ("devices", "num_nodes", "offload", "gather", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints"):
-        del values["trainer"][key]
-    values["primal_dual"]["online"] = values["primal_dual"].pop("refresh")
-    del values["model"]["compile"], values["model"]["quantize"], values["constraint"]["update_options"]
-    expected = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    assert parse(default).identity() == expected
-
-
 def test_of_several_mistakes_the_first_in_the_order_of_the_configuration_is_reported(default: dict[str, Any]) -> None:
     wrong = changed(changed(changed(default, "ppo.clip", -1.0), "policy.lr", -1.0), "policy.beta", -1.0)
     for values in (wrong, dict(reversed(wrong.items())), {**wrong, "policy": dict(reversed(wrong["policy"].items()))}):
