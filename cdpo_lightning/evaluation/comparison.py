@@ -9,8 +9,7 @@ from torch import Tensor
 from cdpo_lightning.config import methods
 from cdpo_lightning.evaluation.evaluator import Measurement
 from cdpo_lightning.evaluation.metrics import Metrics
-from cdpo_lightning.maths.paired import cluster_means, paired_bootstrap, win_rates
-from cdpo_lightning.maths.statistics import Estimate, clustered_mean
+from cdpo_lightning.maths.statistics import Estimate, cluster_means, clustered_mean, paired_bootstrap, win_rates
 
 
 def opponents(measured: Mapping[str, Measurement]) -> list[str]:

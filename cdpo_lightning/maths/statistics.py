@@ -1,4 +1,4 @@
-"""What a sample says about a policy and a score model: means with honest errors, tails, ranks.
+"""What a sample says about a policy and a score model: means with honest errors, tails, paired differences, ranks.
 
 Shapes: N values; `cluster` [N] long names each value's prompt, in any numbering. Computed in float64.
 """
@@ -11,6 +11,9 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from cdpo_lightning.errors import ConfigError, NumericsError
+
+RESAMPLES = 4000
+_AT_ONCE = 2**22  # numbers drawn side by side
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,42 @@ def conditional_value_at_risk(value: Tensor, level: float = 0.9) -> float:
     size = (1 - level) * len(descending)
     weight = (size - torch.arange(len(descending), dtype=torch.float64, device=descending.device)).clamp(0, 1)
     return float((weight * descending).sum()) / size
+
+
+def cluster_means(value: Tensor, cluster: Tensor) -> Tensor:
+    """The mean of [N] values of each cluster, [P], by ascending cluster, float64."""
+    _, index, count = torch.unique(cluster, return_inverse=True, return_counts=True)
+    total: Tensor = torch.zeros(len(count), dtype=torch.float64).index_add(0, index, value.double())
+    return total.div(count)
+
+
+def paired_bootstrap(difference: Tensor, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """The mean of [P] differences, one a prompt, with the 95 % percentile interval of the bootstrap over prompts (Efron 1979).
+
+    `se` is the standard deviation of the resampled means. A single prompt says nothing about the others: its interval is infinite.
+
+    Raises:
+        NumericsError: there is no difference, or one is not finite.
+    """
+    if not len(difference) or not bool(difference.isfinite().all()):
+        raise NumericsError(f"{len(difference)} differences between two policies: expected one a prompt, all of them finite")
+    difference, prompts = difference.double(), len(difference)
+    mean = float(difference.mean())
+    if prompts == 1:
+        return Estimate(mean, math.inf, -math.inf, math.inf, 1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    step = max(1, _AT_ONCE // prompts)
+    sizes = [min(step, resamples - done) for done in range(0, resamples, step)]
+    drawn = [difference[torch.randint(prompts, (size, prompts), generator=generator)].mean(1) for size in sizes]
+    means = torch.cat(drawn)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(mean, float(means.std()), low, high, prompts, prompts)
+
+
+def win_rates(first_PK: Tensor, second_PK: Tensor) -> Tensor:
+    """P(a sample of the first scores above one of the second) for each prompt [P], ties counting one half, in [0, 1]."""
+    difference = first_PK[:, :, None] - second_PK[:, None, :]
+    return ((difference.sign() + 1) / 2).double().mean((1, 2))
 
 
 def auroc(score: Tensor, label: Tensor) -> float:
