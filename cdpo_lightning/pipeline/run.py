@@ -65,7 +65,7 @@ def _run(config: RunConfig) -> Metrics:
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **measured, **counts}
     with watched(config, folder, metrics) as watch:
         metrics = _finite(metrics) | _train_and_evaluate(config, setup, inputs, folder, screen)
-        metrics |= {key: store.ledger.total(key) for key in _FORWARDS}
+        metrics |= {key: store.forward_counter.total(key) for key in _FORWARDS}
         metrics["run/wall_seconds"] = time.perf_counter() - start
         history.write()
         _write(metrics, config, folder)

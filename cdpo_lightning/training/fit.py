@@ -24,7 +24,7 @@ from cdpo_lightning import ranks
 from cdpo_lightning.config import LoggerConfig, TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.models.lm.layers import compiled
-from cdpo_lightning.store.files import newest, whole_file
+from cdpo_lightning.store.files import atomic_file, newest_version
 from cdpo_lightning.store.history import History
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.training.callbacks import wandb_run
@@ -72,7 +72,7 @@ class WholeCheckpoint(TorchCheckpointIO):
         """Writes it beside its place and then moves it there."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        with whole_file(Path(path)) as temporary:
+        with atomic_file(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
 
@@ -174,7 +174,7 @@ def _quiet() -> Iterator[None]:
 
 def _last(folder: Path, trainer: TrainerConfig) -> str | None:
     """The stage's newest checkpoint, if there is one: a file, or a folder where the training is sharded."""
-    last = newest(folder / "last.ckpt")
+    last = newest_version(folder / "last.ckpt")
     if last is None:
         return None
     if last.is_dir() != bool(trainer.zero):

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import ResumableLoader
-from cdpo_lightning.store.files import grow_older, prune
+from cdpo_lightning.store.files import remove_old_versions, rotate_versions
 from cdpo_lightning.store.history import History
 
 
@@ -57,7 +57,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         if self._keep > 1 and ranks.is_first() and self._path.is_file():  # a folder makes room for itself
-            grow_older(self._path)
+            rotate_versions(self._path)
         trainer.save_checkpoint(self._path)
         if ranks.is_first():
-            prune(self._path, self._keep)
+            remove_old_versions(self._path, self._keep)

@@ -17,7 +17,7 @@ from typing import Any
 
 from cdpo_lightning import ranks
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.store.files import whole_file
+from cdpo_lightning.store.files import atomic_file
 
 STEP, ROUND = "trainer/global_step", "dual/round"
 _CURVES = ("loss", "epoch", "logp/*", "implicit_reward/*")
@@ -89,7 +89,7 @@ def _identity(folder: Path) -> str:
     """The run's id, made once and kept in the job's folder."""
     path = folder / "wandb_id"
     if not path.is_file():
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 

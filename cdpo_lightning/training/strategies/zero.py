@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from cdpo_lightning.config import TrainerConfig
-from cdpo_lightning.store.files import whole_folder
+from cdpo_lightning.store.files import atomic_folder
 from cdpo_lightning.training.strategies import sharded
 from cdpo_lightning.training.strategies.gathering import gathered, runnable, skeleton
 
@@ -159,7 +159,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """A folder of shards, there whole or not at all."""
-        with whole_folder(Path(filepath)) as temporary:
+        with atomic_folder(Path(filepath)) as temporary:
             sharded.write(temporary, self.deepspeed_engine, checkpoint)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
