@@ -140,7 +140,7 @@ class Store:
                 raise ValueError("its content does not match its SHA-256")
             return Artifact(key, load_tensors(data), meta["facts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{folder}: cut or altered ({error}); computed again", StoreWarning, stacklevel=3)
+            warnings.warn(f"{folder}: truncated or altered ({error}); computed again", StoreWarning, stacklevel=3)
             shutil.rmtree(folder, ignore_errors=True)
             return None
 

@@ -86,7 +86,7 @@ class Index:
         try:
             return {int(entry["number"]): entry for entry in json.loads(self.path.read_text(encoding="utf-8"))["jobs"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{self.path}: cut or altered ({error}); choose another hydra.sweep.dir") from error
+            raise StorageError(f"{self.path}: truncated or altered ({error}); choose another hydra.sweep.dir") from error
 
     def number(self, identity: str) -> int:
         """The number of this configuration: its old one, else the next free; the n-th time it is asked for, the n-th such."""

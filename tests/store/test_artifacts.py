@@ -105,7 +105,7 @@ FAULTS = [
 def test_a_truncated_or_altered_artifact_is_computed_again(store, tmp_path, name, spoil):
     key = get(store)[0].key
     spoil(tmp_path / "artifacts" / "reward_scores" / key / name)
-    with pytest.warns(StoreWarning, match=rf"{key}: cut or altered \(.*\); computed again"):
+    with pytest.warns(StoreWarning, match=rf"{key}: truncated or altered \(.*\); computed again"):
         again, made = get(store)
     assert made == 1
     assert again.meta == FACTS

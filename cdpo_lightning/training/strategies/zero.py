@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
@@ -58,10 +57,9 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
 class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO-1, 2 or 3 among ranks that are connected already."""
 
-    def __init__(self, config: TrainerConfig, environment: ClusterEnvironment) -> None:
+    def __init__(self, config: TrainerConfig) -> None:
         super().__init__(
             config=deepspeed_config(config),
-            cluster_environment=environment,
             precision_plugin=ZeroPrecision(config.precision),  # type: ignore[arg-type]
             logging_level=logging.ERROR,
         )
