@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cdpo_lightning.config import parse
 from hydra_plugins.cdpo.launcher import _quoted
-from hydra_plugins.cdpo.search import distribution, message, open_study, tell
+from hydra_plugins.cdpo.search import best_trial_line, distribution, open_study, tell
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps" / "sweep").glob("*.yaml"))
@@ -152,7 +152,7 @@ def test_the_search_finds_the_best_that_meets_the_limit_and_goes_on_after_a_kill
         if number != 3:  # a job that failed has no figures
             (folder / "metrics.json").write_text(json.dumps(metrics))
         tell(study, trial, JobReturn(working_dir=str(folder)))
-    text = message(study)
+    text = best_trial_line(study)
     best = float(re.search(r"x=([\d.]+)", text)[1])
     assert 0.7 < best <= 1
     assert "that met the limit" in text
