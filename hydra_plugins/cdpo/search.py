@@ -79,7 +79,7 @@ class SearchSweeper(Sweeper):
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Return Optuna's distribution of an override: values, a range of whole numbers, or an interval (log-uniform by `tag(log, ...)`).
+    """Return Optuna's distribution of an override: values, a range of integers, or an interval (log-uniform by `tag(log, ...)`).
 
     Raises:
         ConfigError: Optuna has no such distribution.
