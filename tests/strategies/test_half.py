@@ -1,4 +1,4 @@
-"""bf16 weights leave the batch alone: its log-probabilities are float32, and its dataclasses frozen."""
+"""With bf16 weights the batch stays as it is: float32 log-probabilities in frozen dataclasses."""
 
 import lightning as L
 import pytest
@@ -30,7 +30,7 @@ def test_a_policy_trains_with_bf16_weights_on_a_float32_batch():
             return super().training_step(batch, number)
 
     reference = logp_of(model, ROWS, 4, "bf16-true").float()
-    batch = PolicyBatch(pack(ROWS), reference, torch.tensor([[0, 1]]), torch.tensor([1.0]))
+    batch = PolicyBatch(pack(ROWS), reference, torch.tensor([[0, 1]]), torch.tensor([1.0]), temperature=0.1)
     chosen = hardware_arguments(TrainerConfig(precision="bf16-true"), TorchCheckpointIO())
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(**chosen, max_epochs=1, log_every_n_steps=1, **quiet)
