@@ -1,4 +1,4 @@
-"""Batches and lists are split among any number of ranks without loss; the weighted means of the ranks give the mean of the batch."""
+"""Batches and lists are split among any number of ranks without loss; the ranks' weighted means give the mean of the batch."""
 
 import pytest
 import torch
