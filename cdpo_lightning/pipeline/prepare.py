@@ -40,7 +40,8 @@ from cdpo_lightning.store.artifacts import ForwardCounter, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
 from cdpo_lightning.text.templates import Encoder
-from cdpo_lightning.training.fit import FitSettings, make_logger
+from cdpo_lightning.training.fit import FitSettings
+from cdpo_lightning.training.loggers import make_logger
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from cdpo_lightning.pipeline.sft import sft_compute
 from cdpo_lightning.store.files import write_json
 from cdpo_lightning.store.run_folder import find_run, git_commit
 from cdpo_lightning.training.callbacks.wandb_run import open_run, publish
-from cdpo_lightning.training.fit import require_hardware, require_logger
+from cdpo_lightning.training.fit import require_hardware
+from cdpo_lightning.training.loggers import require_logger
 
 _FORWARDS = ("store/reward_forwards", "store/cost_forwards", "store/reference_forwards")
 

@@ -10,24 +10,22 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdpo_lightning import ranks
-from cdpo_lightning.config import LoggerConfig, TrainerConfig
+from cdpo_lightning.config import TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.models.lm.layers import compiled
 from cdpo_lightning.store.files import atomic_file, newest_version
 from cdpo_lightning.store.history import History
 from cdpo_lightning.streams import Stream, stream_seed
-from cdpo_lightning.training.callbacks import wandb_run
 from cdpo_lightning.training.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.training.callbacks.history import HistoryCallback
 from cdpo_lightning.training.strategies import hardware_arguments
@@ -37,7 +35,7 @@ _IGNORED_WARNINGS = (  # of Lightning: the cause is intended, or cannot be chang
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
-    ".*`srun` command is available on your system but is not used.*",  # asked at every fit, whatever the cluster environment
+    ".*`srun` command is available on your system but is not used.*",  # checked at every fit, with any cluster environment
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
 )
 
@@ -93,33 +91,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with atomic_file(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-
-
-class JobWandbLogger(WandbLogger):
-    """Logs to the W&B run of the job, with a slash between prefix and metric: the curves of a baseline are named `dpo/loss`."""
-
-    LOGGER_JOIN_CHAR = "/"
-
-
-def make_logger(config: LoggerConfig, folder: Path, who: str, baseline: bool) -> Logger | bool:
-    """Return the Lightning logger of a policy, which logs in addition to history.csv, or False. The W&B run must be open."""
-    if config.kind == "csv":
-        return CSVLogger(folder, name="csv", version=who)
-    if config.kind == "tensorboard":
-        return TensorBoardLogger(folder, name="tensorboard", version=who)
-    if config.kind == "wandb":
-        return JobWandbLogger(experiment=wandb_run.current_run(), prefix=who if baseline else "", save_dir=str(folder))
-    return False
-
-
-def require_logger(config: LoggerConfig) -> None:
-    """Raise an error unless the logger can be used.
-
-    Raises:
-        ConfigError: the logger's package is not installed.
-    """
-    if config.kind == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        raise ConfigError("logger.kind=tensorboard: that package is not installed; try: pip install tensorboard")
 
 
 def require_hardware(config: TrainerConfig) -> None:
