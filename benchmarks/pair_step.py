@@ -27,7 +27,7 @@ from cdpo_lightning.models.lm.layers import compiled
 from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
 from cdpo_lightning.training.modules.policy import PolicyModule
-from cdpo_lightning.training.strategies import hardware
+from cdpo_lightning.training.strategies import hardware_arguments
 
 
 def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
@@ -58,7 +58,7 @@ def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairD
     data = PairDataModule(table, config, 1.0, seed=0)
     hardware_config = TrainerConfig(accelerator="gpu" if args.device == "cuda" else "cpu", precision=args.precision)
     trainer = L.Trainer(
-        **hardware(hardware_config, TorchCheckpointIO()),
+        **hardware_arguments(hardware_config, TorchCheckpointIO()),
         max_epochs=1,
         gradient_clip_val=config.gradient_clip,
         logger=False,

@@ -1,7 +1,8 @@
-"""Starts the ranks of a run on this machine and watches over them; one process, or one that was started elsewhere, just runs.
+"""Starts the ranks of a run on this machine and supervises them. A single process, or a rank of torchrun or srun, just runs.
 
-Each rank is a process of its own that reads the configuration as it was resolved here, so all have the same folder and a sweep can
-run jobs of several ranks. The first failure ends all ranks and is the one that is told; none outlives the process that started it.
+Each rank is a process that reads the resolved configuration from a file: so all use the same folder, and a sweep can run jobs of
+several ranks. The first failure stops all ranks and is reported in one line. No rank outlives its parent. Why this is not torch's
+elastic launcher: docs/design.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -28,15 +29,22 @@ from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.pipeline import run as pipeline
 
 check, evaluate = pipeline.check, pipeline.evaluate
-INTERRUPTED = 130  # exit status of a rank that was told to stop and has written its checkpoint
-_REFUSED = 2
-_GRACE = 5.0  # seconds for the other ranks to end by themselves after one has failed
+INTERRUPTED = 130  # exit status of a rank that got SIGTERM and has written its checkpoint
+_REFUSED = 2  # exit status after one of our errors
+_GRACE = 5.0  # seconds that the other ranks have to end by themselves after one has failed
 
 
 def run(config: RunConfig) -> Metrics:
-    """One run, in this process or in as many as `trainer` asks for; what it found."""
+    """Run the configuration in this process, or in one process per rank; return the metrics.
+
+    Raises:
+        CDPOError: the run failed with one of our errors.
+        RankError: a rank was killed.
+        RuntimeError: a rank raised another exception.
+        KeyboardInterrupt: the run got SIGINT or SIGTERM, and has written a checkpoint.
+    """
     if config.trainer.processes == 1 or ranks.launched_as_rank():
-        with _on_signals(signal.default_int_handler, signal.SIGTERM):  # told to end: as by Ctrl-C
+        with _signal_handler(signal.default_int_handler, signal.SIGTERM):  # treated like Ctrl-C
             return pipeline.run(config)
     if config.trainer.num_nodes > 1:
         raise ConfigError(
@@ -44,42 +52,42 @@ def run(config: RunConfig) -> Metrics:
             "see docs/launch.md"
         )
     with tempfile.TemporaryDirectory(prefix="cdpo-") as folder:
-        return _watched(config, Path(folder))
+        return _run_ranks(config, Path(folder))
 
 
-def _watched(config: RunConfig, folder: Path) -> Metrics:
+def _run_ranks(config: RunConfig, folder: Path) -> Metrics:
     (folder / "config.json").write_text(json.dumps(plain(config)), encoding="utf-8")
-    processes = _start(config.trainer.processes, folder)
-    with _passed_on(processes):
-        _wait(processes, folder)
-    result: Metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return result
+    processes = _start_ranks(config.trainer.processes, folder)
+    with _forward_signals(processes):
+        _wait_for_ranks(processes, folder)
+    metrics: Metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
 
 
-def _start(count: int, folder: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
+def _start_ranks(count: int, folder: Path) -> list[subprocess.Popen[bytes]]:
+    with socket.socket() as probe:  # torch's get_free_port may try ::1, where another port is free than at 127.0.0.1
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": code}
     command = [sys.executable, "-m", "cdpo_lightning.launch", str(folder), str(os.getpid()), *sys.argv]
     return [
-        # A session of its own: Ctrl-C reaches the ranks through us alone, and once.
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)}, start_new_session=True)
-        for n in range(count)
+        # In a session of its own, a rank gets Ctrl-C once, from this process, and not from the terminal too.
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True)
+        for rank in range(count)
     ]
 
 
 @contextmanager
-def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on to the ranks, which end in their own time; whatever happens, none is left."""
+def _forward_signals(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Forward SIGINT and SIGTERM to the ranks as SIGTERM, with no time limit; kill the ranks that are left at the end."""
 
     def stop(*_: object) -> None:
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
     try:
-        with _on_signals(stop, signal.SIGINT, signal.SIGTERM):
+        with _signal_handler(stop, signal.SIGINT, signal.SIGTERM):
             yield
     finally:
         for process in processes:
@@ -88,69 +96,66 @@ def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 @contextmanager
-def _on_signals(handler: Callable[..., object], *numbers: signal.Signals) -> Iterator[None]:
-    """`handler` for these signals, where they can be handled: in the main thread."""
+def _signal_handler(handler: Callable[..., object], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle these signals with `handler`; do nothing outside the main thread, where Python handles none."""
     on_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers if on_main}
+    previous = {number: signal.signal(number, handler) for number in numbers if on_main}
     try:
         yield
     finally:
-        for number, old in before.items():
+        for number, old in previous.items():
             signal.signal(number, old)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], folder: Path) -> None:
-    """Returns when all ranks have done their work.
+def _wait_for_ranks(processes: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Wait until all ranks have ended, or until the grace period after the first failure is over.
 
     Raises:
-        RankError: one has failed.
-        KeyboardInterrupt: they were told to stop.
+        CDPOError, RuntimeError: a rank has failed.
+        KeyboardInterrupt: the ranks were stopped by a signal.
     """
-    while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
-        time.sleep(0.05)
-    deadline = time.monotonic() + _GRACE
+    deadline = float("inf")
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if deadline == float("inf") and any(process.poll() for process in processes):
+            deadline = time.monotonic() + _GRACE
         time.sleep(0.05)
-    codes = [process.poll() for process in processes]
-    failed = {rank: code for rank, code in enumerate(codes) if code}
+    failed = {rank: code for rank, process in enumerate(processes) if (code := process.poll())}
     if not failed:
         return
     if all(code == INTERRUPTED for code in failed.values()):
         raise KeyboardInterrupt
-    raise _failure(failed, folder, len(processes))
+    raise _first_failure(failed, folder, len(processes))
 
 
-def _failure(failed: dict[int, int], folder: Path, count: int) -> CDPOError | RuntimeError:
-    """The cause, in one message: a rank that was killed, else what the first one to fail has said."""
+def _first_failure(failed: dict[int, int], folder: Path, count: int) -> CDPOError | RuntimeError:
+    """Return the error to report: a rank that was killed, else what the first rank to fail has recorded."""
     for rank, code in failed.items():
         if code < 0 and code != -signal.SIGABRT:
-            how = signal.Signals(-code).name
+            name = signal.Signals(-code).name
             return RankError(
-                f"rank {rank} of {count} was killed by {how} (out of memory?), the others were ended; "
-                "the same command with resume=true goes on from the last checkpoint"
+                f"rank {rank} of {count} was killed by {name} (out of memory?), the others were ended; "
+                "add resume=true to the same command to continue from the last checkpoint"
             )
     file = folder / "failure.json"
     if not file.exists():
         return RankError(f"rank {min(failed)} of {count} ended with status {failed[min(failed)]}, the others were ended")
-    message = json.loads(file.read_text(encoding="utf-8"))
-    if message["refused"]:
-        return RankError(message["text"])
-    return RuntimeError(f"rank {message['rank']} of {count} failed, the others were ended\n{message['text']}")
+    failure = json.loads(file.read_text(encoding="utf-8"))
+    if failure["is_ours"]:
+        return RankError(failure["text"])
+    return RuntimeError(f"rank {failure['rank']} of {count} failed, the others were ended\n{failure['text']}")
 
 
-def _tell(folder: Path, refused: bool, text: str) -> None:
-    """Notes why this rank fails, unless another one has: what follows from the first failure is not its cause."""
+def _record_failure(folder: Path, text: str, is_ours: bool) -> None:
+    """Record why this rank fails, unless another rank has: later failures are mostly consequences of the first."""
     rank = int(os.environ["RANK"])
-    part = folder / f"failure-{rank}"
-    part.write_text(json.dumps({"rank": rank, "refused": refused, "text": text}), encoding="utf-8")
-    try:
-        os.link(part, folder / "failure.json")
-    except FileExistsError:
-        part.unlink()
+    own = folder / f"failure-{rank}.json"
+    own.write_text(json.dumps({"rank": rank, "is_ours": is_ours, "text": text}), encoding="utf-8")
+    with suppress(FileExistsError):
+        os.link(own, folder / "failure.json")
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit this process when its parent has ended, also by kill -9; checked in a thread."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -161,21 +166,21 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> int:
-    """One rank: its exit status."""
+    """Run one rank, in the process that `_start_ranks` has started; return the exit status."""
     folder, parent = Path(sys.argv[1]), int(sys.argv[2])
     sys.argv = sys.argv[3:]
-    _end_with(parent)
+    _exit_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def crashed(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        _tell(folder, False, "".join(traceback.format_exception(kind, error, where)))
-        os._exit(1)  # at once: the connections of a failing rank may not close in order
+    def crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        _record_failure(folder, "".join(traceback.format_exception(kind, error, trace)), is_ours=False)
+        os._exit(1)  # without cleaning up: closing the connections of a failed rank may block
 
     sys.excepthook = crashed
     try:
         metrics = pipeline.run(parse(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     except CDPOError as error:
-        _tell(folder, True, str(error))
+        _record_failure(folder, str(error), is_ours=True)
         os._exit(_REFUSED)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)

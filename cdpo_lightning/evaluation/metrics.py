@@ -21,7 +21,7 @@ from cdpo_lightning.maths.statistics import (
     sign_accuracy,
 )
 from cdpo_lightning.scorers.scorer import Scorer
-from cdpo_lightning.store.files import whole_file
+from cdpo_lightning.store.files import atomic_file
 
 Metrics = dict[str, Any]  # numbers, booleans and strings
 
@@ -79,7 +79,7 @@ def sample_rows(who: str, measured: Measurement) -> list[dict[str, object]]:
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """`rows`, one JSON object a line, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -36,11 +36,12 @@ from cdpo_lightning.pipeline.inference import Inference, make_inference
 from cdpo_lightning.pipeline.scorers import SCORES, make_scorer, scorer_kind
 from cdpo_lightning.pipeline.sft import fine_tune, sft_compute
 from cdpo_lightning.scorers.model_scorer import ModelScorer
-from cdpo_lightning.store.artifacts import Ledger, Store, digest
+from cdpo_lightning.store.artifacts import ForwardCounter, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
 from cdpo_lightning.text.templates import Encoder
-from cdpo_lightning.training.fit import FitSettings, make_logger
+from cdpo_lightning.training.fit import FitSettings
+from cdpo_lightning.training.loggers import make_logger
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def make_encoder(config: RunConfig, tokenizer: Any) -> Encoder:
 
 def open_store(config: RunConfig, folder: Path) -> tuple[Store, History]:
     """Return the store of all runs, with this run's ledger, and the run's history."""
-    ledger = Ledger(folder / "ledger.json", config.resume)
+    ledger = ForwardCounter(folder / "ledger.json", config.resume)
     return Store(Path(config.artifacts_dir), ledger), History(folder / "history.csv", config.resume)
 
 

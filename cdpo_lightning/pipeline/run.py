@@ -31,8 +31,9 @@ from cdpo_lightning.pipeline.prepare import EvaluationSetup, MethodInputs, build
 from cdpo_lightning.pipeline.sft import sft_compute
 from cdpo_lightning.store.files import write_json
 from cdpo_lightning.store.run_folder import find_run, git_commit
-from cdpo_lightning.training.callbacks.wandb_run import publish, watched
-from cdpo_lightning.training.fit import require_hardware, require_logger
+from cdpo_lightning.training.callbacks.wandb_run import open_run, publish
+from cdpo_lightning.training.fit import require_hardware
+from cdpo_lightning.training.loggers import require_logger
 
 _FORWARDS = ("store/reward_forwards", "store/cost_forwards", "store/reference_forwards")
 
@@ -63,9 +64,9 @@ def _run(config: RunConfig) -> Metrics:
     inputs, counts = make_method_inputs(config, setup, trainables, settings, screen)
     metrics = _origin(config)
     metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **measured, **counts}
-    with watched(config, folder, metrics) as watch:
+    with open_run(config, folder, metrics) as watch:
         metrics = _finite(metrics) | _train_and_evaluate(config, setup, inputs, folder, screen)
-        metrics |= {key: store.ledger.total(key) for key in _FORWARDS}
+        metrics |= {key: store.forward_counter.total(key) for key in _FORWARDS}
         metrics["run/wall_seconds"] = time.perf_counter() - start
         history.write()
         _write(metrics, config, folder)

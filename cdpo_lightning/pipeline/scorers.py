@@ -27,7 +27,7 @@ from cdpo_lightning.scorers.scorer import Scorer
 from cdpo_lightning.store.artifacts import digest
 from cdpo_lightning.text.templates import encode_scored
 from cdpo_lightning.training.data_modules.seeded_data import SeededData
-from cdpo_lightning.training.fit import Stage, fit, optimizer_steps
+from cdpo_lightning.training.fit import FitStage, fit, optimizer_steps
 from cdpo_lightning.training.modules.cost import CostModule
 from cdpo_lightning.training.modules.reward import RewardModule
 from cdpo_lightning.training.modules.score import ScoreBatch, ScoreModule
@@ -95,7 +95,7 @@ def trained_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
         rows = _score_rows(inputs, name, data.train)
         loader = SeededData(rows, lambda r: max(map(len, r[1])), _collate, config.batch_size, run.seed)
         steps = optimizer_steps(loader.batches, config.epochs, run.trainer.accumulate_grad_batches)
-        stage = Stage(name, config.epochs, inputs.settings.folder / name)
+        stage = FitStage(name, config.epochs, inputs.settings.folder / name)
         fit(_SCORE_MODULES[name](model, config, steps), loader, stage, inputs.settings)
         raw = _as_scorer(inputs.config, inputs.encoder.tokenizer, name, model.to(inputs.inference.device).eval(), "new")
         texts = [(e.prompt, text) for e in data.train for text in e.responses]

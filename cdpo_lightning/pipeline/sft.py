@@ -17,7 +17,7 @@ from cdpo_lightning.pipeline.compute_budget import ComputeBudget
 from cdpo_lightning.text.packing import TokenRow, pack, row_length
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.data_modules.seeded_data import SeededData
-from cdpo_lightning.training.fit import Stage, fit, optimizer_steps
+from cdpo_lightning.training.fit import FitStage, fit, optimizer_steps
 from cdpo_lightning.training.modules.sft import SFTBatch, SFTModule
 
 _PER_ROW = 8  # demonstrations of one prompt in one row
@@ -47,7 +47,7 @@ def fine_tune(inputs: StageInputs) -> tuple[IdentifiedModel, dict[str, Any]]:
         rows = sft_rows(encoder, data.train)
         loader = SeededData(rows, lambda r: row_length(*r), _collate, config.sft.batch_size, config.seed)
         steps = optimizer_steps(loader.batches, config.sft.epochs, config.trainer.accumulate_grad_batches)
-        stage = Stage("sft", config.sft.epochs, inputs.settings.folder / "sft")
+        stage = FitStage("sft", config.sft.epochs, inputs.settings.folder / "sft")
         fit(SFTModule(model, config.sft, steps), loader, stage, inputs.settings)
         facts = {}
         if data.held_out:

@@ -1,1 +1,1 @@
-"""What is kept on disk: artifacts named by what made them, whole files, the history and the folder of a run."""
+"""Files on disk: the artifact store, atomic files, the training history and the folder of a run."""

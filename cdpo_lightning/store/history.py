@@ -1,4 +1,4 @@
-"""history.csv: one long, sparse table of everything logged, stage by stage, the dual's rounds among the rest."""
+"""history.csv: one table of all logged training steps and dual rounds of all stages; a cell is empty where nothing was logged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpo_lightning import ranks
-from cdpo_lightning.store.files import whole_file
+from cdpo_lightning.store.files import atomic_file
 
 _FIRST = ("stage", "who", "epoch", "step", "round")
 
@@ -17,7 +17,7 @@ def _column_order(name: str) -> tuple[int, str]:
 
 
 class History:
-    """Rows in memory, written whole at the end of every epoch."""
+    """Collects the rows in memory and writes the whole table at the end of every epoch."""
 
     def __init__(self, path: Path, resume: bool) -> None:
         self._path = path
@@ -28,21 +28,21 @@ class History:
             return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
     def log(self, **values: Any) -> None:
-        """Adds a row."""
+        """Add a row."""
         self.rows.append(values)
 
     def forget(self, stage: str, who: str, after_step: int) -> None:
-        """Drops the rows of a stage after a step: a resumed stage logs them again."""
+        """Remove the rows of a stage after a step, because a resumed stage logs them again."""
         self.rows = [
             row for row in self.rows if not (row["stage"] == stage and row.get("who", "") == who and int(row["step"]) > after_step)
         ]
 
     def write(self) -> None:
-        """The whole table, in place of the old one; by one rank."""
+        """Replace the file by the current table; only rank 0 writes."""
         if not ranks.is_first():
             return
         columns = sorted({name for row in self.rows for name in row}, key=_column_order)
-        with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)

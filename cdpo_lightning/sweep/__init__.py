@@ -1,1 +1,1 @@
-"""A sweep's jobs as processes: which are done, which run now, on which devices, and what became of them."""
+"""Runs the jobs of a sweep as processes: which are done, which run now and on which devices, and how each ended."""

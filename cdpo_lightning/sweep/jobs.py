@@ -1,7 +1,7 @@
-"""The jobs of a sweep and `jobs.json`, its memory: which configuration has which number, and what became of it.
+"""The jobs of a sweep, and `jobs.json`, which records the number and the state of every job.
 
-A job is known by the hash of its configuration. So the same command finds its jobs again, a longer one adds to them, and a number,
-once given, is never given to another.
+A job is identified by the hash of its configuration. So the same command finds its jobs again, a command with more values adds
+jobs, and the number of a job never changes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ STATES = ("waiting", "running", "done", "failed")
 
 @dataclass(frozen=True)
 class Job:
-    """One job: a run of its own.
+    """One job of a sweep: one run.
 
     Attributes:
-        number: in the sweep, from 0.
+        number: index in the sweep, from 0.
         identity: the hash of its configuration.
-        overrides: what makes it differ, as on the command line.
-        folder: the run's.
-        log: where its screen and its errors go.
-        command: what starts it.
-        environment: what its processes find there besides ours; None takes a variable away.
-        devices: how many accelerators it needs; 0: it runs on the CPU.
-        refusal: why it cannot be started at all, if so.
+        overrides: those in which it differs from the other jobs, as on the command line.
+        folder: of the run.
+        log: the file for standard output and standard error.
+        command: the command line that starts it.
+        environment: variables to add to those of the sweep; None removes one.
+        devices: the number of accelerators that it needs; 0 on the CPU.
+        refusal: the error in its configuration; empty if it has none.
     """
 
     number: int
@@ -47,38 +47,45 @@ class Job:
 
     @property
     def name(self) -> str:
-        """`job 3 (policy.beta=0.1)`."""
+        """Return the name for messages, such as `job 3 (policy.beta=0.1)`."""
         return f"job {self.number} ({' '.join(self.overrides)})" if self.overrides else f"job {self.number}"
 
     @property
     def done(self) -> bool:
-        """Whether its run was finished: its figures are the last thing that a run writes."""
+        """Return whether the run is complete: `metrics.json` is the last file that a run writes."""
         return (self.folder / "metrics.json").is_file()
 
     @property
     def begun(self) -> bool:
-        """Whether a run was begun in its folder, and may go on from there."""
+        """Return whether a run was started in the folder, which can be resumed."""
         return (self.folder / "identity").is_file()
 
 
 @dataclass
-class Ended:
-    """What became of a job: its exit status (0 done), its seconds, and its last lines."""
+class JobResult:
+    """How a job ended.
+
+    Attributes:
+        status: exit status; 0 if it is done.
+        seconds: how long it ran.
+        last_lines: of its log, if it failed.
+        skipped: it was done before this sweep started.
+    """
 
     job: Job
     status: int
     seconds: float = 0.0
-    message: tuple[str, ...] = ()
+    last_lines: tuple[str, ...] = ()
     skipped: bool = False
 
 
-class Index:
-    """`jobs.json` of the sweep's folder."""
+class JobIndex:
+    """The file `jobs.json` in the folder of the sweep."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "jobs.json"
         self._entries: dict[int, dict[str, Any]] = self._read()
-        self._asked: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
 
     def _read(self) -> dict[int, dict[str, Any]]:
         if not self.path.is_file():
@@ -86,21 +93,21 @@ class Index:
         try:
             return {int(entry["number"]): entry for entry in json.loads(self.path.read_text(encoding="utf-8"))["jobs"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{self.path}: cut or altered ({error}); choose another hydra.sweep.dir") from error
+            raise StorageError(f"{self.path}: truncated or altered ({error}); choose another hydra.sweep.dir") from error
 
     def number(self, identity: str) -> int:
-        """The number of this configuration: its old one, else the next free; the n-th time it is asked for, the n-th such."""
-        old = sorted(number for number, entry in self._entries.items() if entry["identity"] == identity)
-        requested = self._asked[identity]
-        self._asked[identity] += 1
-        if requested < len(old):
-            return old[requested]
+        """Return the number of a configuration: the recorded one, else the next free one. The n-th call returns its n-th number."""
+        recorded = sorted(number for number, entry in self._entries.items() if entry["identity"] == identity)
+        repetition = self._requests[identity]
+        self._requests[identity] += 1
+        if repetition < len(recorded):
+            return recorded[repetition]
         number = max(self._entries, default=-1) + 1
         self._entries[number] = {"number": number, "identity": identity, "state": "waiting"}
         return number
 
-    def note(self, job: Job, state: str, **facts: Any) -> None:
-        """Puts down what is known of a job now; `write` keeps it."""
+    def set_state(self, job: Job, state: str, **facts: Any) -> None:
+        """Set the state of a job in memory; `write` saves it."""
         assert state in STATES, state
         self._entries[job.number] = {
             "number": job.number,
@@ -113,11 +120,11 @@ class Index:
         }
 
     def write(self) -> None:
-        """The file anew, whole."""
+        """Write the file atomically."""
         jobs = [self._entries[number] for number in sorted(self._entries)]
         write_text(self.path, json.dumps({"jobs": jobs}, indent=1) + "\n")
 
 
 def refused_identity(overrides: tuple[str, ...]) -> str:
-    """The name of a job that has no configuration, since none can be read from its overrides."""
+    """Return an identity for a job whose overrides are in error, so that it has no configuration to hash."""
     return "refused-" + hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What a sweep maximises."""
+"""The objective that a sweep maximises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cdpo_lightning.config import RunConfig
 
 
 def objective(config: RunConfig, metrics: Mapping[str, Any] | None) -> float | None:
-    """The run's E[reward] if its E[cost] meets the limit, else minus infinity; None if nothing was evaluated."""
+    """Return E[reward] of the run if E[cost] <= C_limit, else minus infinity; None if the policy was not evaluated."""
     reward, cost = ((metrics or {}).get(f"eval/{config.who}/{name}_mean") for name in ("reward", "cost"))
     if not isinstance(reward, float) or not isinstance(cost, float):
         return None

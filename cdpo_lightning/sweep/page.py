@@ -1,4 +1,4 @@
-"""The sweep's page, made anew as jobs end: one can look while it runs."""
+"""Writes the HTML page of a sweep again as jobs end, so that one can follow it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.report.sweep.report_files import build_sweep
 
-_SHARE = 0.05  # of the sweep's time that may go into its page while it runs
+_MAX_SHARE = 0.05  # of the time of a running sweep that may be spent on its page
 
 
 class LivePage:
-    """Writes `report/` in the sweep's folder, while it runs the page alone and only so often that it costs little."""
+    """Writes `report/` in the folder of the sweep; during the sweep only the page, at intervals that keep it cheap."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._next = 0.0
 
     def write(self, final: bool = False) -> None:
-        """The page of what has ended so far; a page that cannot be made costs no job, and is said."""
+        """Write the page of the jobs that have ended. If that fails, print a note and go on."""
         start = time.monotonic()
         if start < self._next and not final:
             return
         if not any(self._folder.glob("*/metrics.json")):
-            return  # nothing to show, or not here: jobs with a run_dir of their own have their pages there
+            return  # no job is done, or the jobs have a run_dir outside this folder
         try:
             build_sweep([self._folder], self._folder / "report", live=not final)
         except CDPOError as error:
-            print(f"note: no page of the sweep: {error}", file=sys.stderr, flush=True)
-        self._next = time.monotonic() + (time.monotonic() - start) / _SHARE
+            print(f"note: the page of the sweep was not written: {error}", file=sys.stderr, flush=True)
+        self._next = time.monotonic() + (time.monotonic() - start) / _MAX_SHARE

@@ -1,4 +1,4 @@
-"""Fits one stage with Lightning: the trainer, its checkpoint after every epoch, and how it goes on after a kill."""
+"""Fit one stage with Lightning: create the trainer, resume from the last checkpoint, turn an interrupt into KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -10,40 +10,47 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdpo_lightning import ranks
-from cdpo_lightning.config import LoggerConfig, TrainerConfig
+from cdpo_lightning.config import TrainerConfig
 from cdpo_lightning.errors import ConfigError, StorageError
 from cdpo_lightning.models.lm.layers import compiled
-from cdpo_lightning.store.files import newest, whole_file
+from cdpo_lightning.store.files import atomic_file, newest_version
 from cdpo_lightning.store.history import History
 from cdpo_lightning.streams import Stream, stream_seed
-from cdpo_lightning.training.callbacks import wandb_run
 from cdpo_lightning.training.callbacks.checkpoint import Checkpoints
 from cdpo_lightning.training.callbacks.history import HistoryCallback
-from cdpo_lightning.training.strategies import hardware
+from cdpo_lightning.training.strategies import hardware_arguments
 
-_QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-_NOISE = (  # what Lightning warns of and what is so on purpose, or not ours to change
+_QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+_IGNORED_WARNINGS = (  # of Lightning: the cause is intended, or cannot be changed here
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
+    ".*`srun` command is available on your system but is not used.*",  # checked at every fit, with any cluster environment
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
 )
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One call of `fit`: its name, whose policy it trains (if any), how long, and where its checkpoint is kept."""
+class FitStage:
+    """What `fit` must know about a stage.
+
+    Attributes:
+        name: `sft`, `reward`, `cost` or `policy`, which is also the section of the configuration.
+        epochs: how many to train.
+        folder: where the checkpoints are kept.
+        who: the method whose policy is trained; empty for other stages.
+        gradient_clip: the largest norm of the gradient.
+    """
 
     name: str
     epochs: int
@@ -54,56 +61,43 @@ class Stage:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How every stage of a run is trained."""
+    """What all stages of a run have in common.
+
+    Attributes:
+        trainer: the section `trainer` of the configuration.
+        history: gets a row per logged step.
+        folder: of the checkpoints of all stages.
+        seed: of the run.
+        compile: compile the layers with torch.compile during the fit.
+        progress: show Lightning's progress bar.
+        logger_for: returns the Lightning logger of a policy, by its name.
+    """
 
     trainer: TrainerConfig
     history: History
-    folder: Path  # of the checkpoints
+    folder: Path
     seed: int
-    compile: bool = False  # the layers, for the time of the fit
-    progress: bool = False  # show Lightning's bar
-    logger_for: Callable[[str], Logger | bool] = lambda who: False  # Lightning's logger of a policy, by its name
+    compile: bool = False
+    progress: bool = False
+    logger_for: Callable[[str], Logger | bool] = lambda who: False
 
 
-class WholeCheckpoint(TorchCheckpointIO):
-    """A checkpoint is there whole or not at all, also where the folder of temporary files is on another disk."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint atomically. Lightning's own writer is not atomic if the folder of temporary files is on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes it beside its place and then moves it there."""
+        """Write to a temporary name in the same folder, then rename."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        with whole_file(Path(path)) as temporary:
+        with atomic_file(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
 
-class JobWandbLogger(WandbLogger):
-    """Logs a policy into the one W&B run of its job; a baseline's curves have its name in front."""
-
-    LOGGER_JOIN_CHAR = "/"
-
-
-def make_logger(config: LoggerConfig, folder: Path, who: str, baseline: bool) -> Logger | bool:
-    """The Lightning logger of a policy beside history.csv; W&B's is into the job's run, which is open already."""
-    if config.kind == "csv":
-        return CSVLogger(folder, name="csv", version=who)
-    if config.kind == "tensorboard":
-        return TensorBoardLogger(folder, name="tensorboard", version=who)
-    if config.kind == "wandb":
-        return JobWandbLogger(experiment=wandb_run.current(), prefix=who if baseline else "", save_dir=str(folder))
-    return False
-
-
-def require_logger(config: LoggerConfig) -> None:
-    """Raises:
-    ConfigError: the logger's package is not installed.
-    """
-    if config.kind == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        raise ConfigError("logger.kind=tensorboard: that package is not installed; try: pip install tensorboard")
-
-
 def require_hardware(config: TrainerConfig) -> None:
-    """Raises:
-    ConfigError: what `trainer` asks for is not there, or does not go together.
+    """Raise an error unless Lightning accepts the settings of `trainer` on this machine.
+
+    Raises:
+        ConfigError: the devices do not exist, or settings exclude each other.
     """
     _new_trainer(config, logger=False, enable_checkpointing=False)
 
@@ -116,26 +110,31 @@ def optimizer_steps(batches: int, epochs: int, accumulate: int) -> int:
 def fit(
     module: L.LightningModule,
     data: L.LightningDataModule,
-    stage: Stage,
+    stage: FitStage,
     settings: FitSettings,
     callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
-    """Trains `module` to the end of the stage, from the stage's checkpoint if there is one; the trainer it used.
+    """Train `module` to the end of the stage, from the stage's last checkpoint if there is one; return the trainer.
 
-    The checkpoint is written whole after each epoch, and every `trainer.checkpoint_every_n_steps`; it holds weights, optimizer,
-    schedule and the data module's state, so a run killed at any moment repeats what came after it and loses none of its numbers.
+    A checkpoint is written atomically after each epoch and every `trainer.checkpoint_every_n_steps` steps. It holds weights,
+    optimizer, schedule and the state of the data module: a run that is killed and resumed ends with the same numbers.
+
+    Raises:
+        ConfigError: Lightning refuses the settings of `trainer`.
+        StorageError: the checkpoint is damaged, or was written by another kind of strategy.
+        KeyboardInterrupt: the process got SIGINT or SIGTERM.
     """
     trainer, history = settings.trainer, settings.history
     torch.manual_seed(stream_seed(settings.seed, Stream.TRAINING))
     checkpoints = Checkpoints(stage.folder, history, trainer.checkpoint_every_n_steps, trainer.keep_checkpoints)
     with _quiet():
-        made = _new_trainer(
+        lightning_trainer = _new_trainer(
             trainer,
             max_epochs=stage.epochs,
             gradient_clip_val=stage.gradient_clip,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
-            # The history is written after the others have logged and before the checkpoint: it never lacks a row of it.
+            # The history comes after the callbacks that log, and before the checkpoint, which must not be newer than the history.
             callbacks=[*callbacks, HistoryCallback(history, stage.name, stage.who), checkpoints],
             logger=settings.logger_for(stage.who) if stage.who and ranks.is_first() else False,
             log_every_n_steps=trainer.log_every_n_steps,
@@ -145,16 +144,17 @@ def fit(
             default_root_dir=str(stage.folder),
         )
         module.train()
-        with _interruptible(made), compiled(module, settings.compile, made.strategy.root_device):
-            made.fit(module, datamodule=data, ckpt_path=_last(stage.folder, trainer), weights_only=True)
+        checkpoint = _last_checkpoint(stage.folder, trainer)
+        with _interruptible(lightning_trainer), compiled(module, settings.compile, lightning_trainer.strategy.root_device):
+            lightning_trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     module.eval()
-    return made
+    return lightning_trainer
 
 
 def _new_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:
     try:
         with _quiet():
-            return L.Trainer(**hardware(config, WholeCheckpoint()), **options)
+            return L.Trainer(**hardware_arguments(config, AtomicCheckpointIO()), **options)
     except (MisconfigurationException, ValueError) as error:
         keys = ("accelerator", "devices", "num_nodes", "precision", "strategy")
         requested = ", ".join(f"trainer.{key}={getattr(config, key)}" for key in keys)
@@ -163,39 +163,42 @@ def _new_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's notes and the warnings that say nothing here."""
-    for name in _QUIET:
+    """Silence Lightning's log messages and the warnings in `_IGNORED_WARNINGS`."""
+    for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for message in _NOISE:
+        for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         yield
 
 
-def _last(folder: Path, trainer: TrainerConfig) -> str | None:
-    """The stage's newest checkpoint, if there is one: a file, or a folder where the training is sharded."""
-    last = newest(folder / "last.ckpt")
+def _last_checkpoint(folder: Path, trainer: TrainerConfig) -> str | None:
+    """Return the path of the newest checkpoint of a stage, or None. It is a file, or a folder of shards under DeepSpeed."""
+    last = newest_version(folder / "last.ckpt")
     if last is None:
         return None
     if last.is_dir() != bool(trainer.zero):
-        raise StorageError(f"{last}: not of trainer.strategy={trainer.strategy}; resume with the strategy that it was begun with")
+        raise StorageError(
+            f"{last}: not written by trainer.strategy={trainer.strategy}; resume with the strategy of the first start"
+        )
     if last.is_file() and not zipfile.is_zipfile(last):
-        raise StorageError(f"{last}: cut or altered; remove it and add resume=true: its stage begins anew")
+        raise StorageError(f"{last}: truncated or altered; remove it and add resume=true, the stage then starts again")
     return str(last)
 
 
 @contextmanager
 def _interruptible(trainer: L.Trainer) -> Iterator[None]:
-    """Interrupted, Lightning ends the process with status 1 or (by SIGTERM) 0, or fails to; here it is a KeyboardInterrupt.
+    """Raise KeyboardInterrupt where Lightning, when interrupted, exits the process or fails.
 
-    It fails (a RuntimeError) where the interrupt comes between two epochs, when there is no iterator that it could end.
+    Lightning exits with status 1, after SIGTERM with status 0. It fails with a RuntimeError if the interrupt comes between two
+    epochs, because there is no iterator to close then.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except (RuntimeError, SystemExit) as error:
-        ended = trainer.interrupted and isinstance(error, SystemExit)
-        if not ended and not isinstance(error.__context__, KeyboardInterrupt):
+        exited = trainer.interrupted and isinstance(error, SystemExit)
+        if not exited and not isinstance(error.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error

@@ -1,6 +1,6 @@
-"""`hydra/sweeper=search`: asks Optuna for settings, runs them as jobs, tells it what came out.
+"""`hydra/sweeper=search`: a search with Optuna that maximises E[reward] among the jobs that meet the limit.
 
-Maximised is E[reward] among the jobs that meet the limit. The ready-made Hydra plugin needs an Optuna of before 3.
+Hydra's own plugin for Optuna needs a release before 3.
 """
 
 from __future__ import annotations
@@ -24,24 +24,28 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-_VIOLATION = "violation"  # E[cost] - C_limit, of a trial
+_VIOLATION = "violation"  # E[cost] - C_limit of a trial
 
 
 class SearchSweeper(Sweeper):
-    """Overrides that name several values or an interval are searched, the others are fixed."""
+    """Searches over the overrides with several values or an interval; the other overrides are fixed."""
 
     def __init__(self, trials: int, side_by_side: int, seed: int) -> None:
         self._trials, self._side_by_side, self._seed = trials, side_by_side, seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
+        """Store what Hydra passes before the sweep."""
         self._context, self._config = hydra_context, config
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs trials until so many have ended, those first that an earlier search left unfinished."""
+        """Run trials until `trials` have ended, starting with those that an interrupted search left unfinished.
+
+        Raises:
+            ConfigError: no override has several values, one cannot be searched, or Optuna is not installed.
+        """
         overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(arguments)
         space = {override.get_key_element(): distribution(override) for override in overrides if override.is_sweep_override()}
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
@@ -60,22 +64,26 @@ class SearchSweeper(Sweeper):
             number += len(jobs)
             for trial, job in zip(batch, returned, strict=True):
                 tell(study, trial, job)
-        print(message(study), flush=True)
+        print(best_trial_line(study), flush=True)
 
     def _next(self, study: Study, space: dict[str, BaseDistribution]) -> list[FrozenTrial]:
-        """The trials of the next launch; none when there were enough."""
+        """Return the trials of the next launch; none if enough have ended."""
         from optuna.trial import TrialState
 
         left = self._trials - len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished()])
-        begun = study.get_trials(states=(TrialState.RUNNING,))
+        unfinished = study.get_trials(states=(TrialState.RUNNING,))
         count = min(self._side_by_side, left)
-        for _ in range(count - len(begun)):
+        for _ in range(count - len(unfinished)):
             study.ask(space)
         return study.get_trials(states=(TrialState.RUNNING,))[:count]
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Optuna's word for what was written: values, a range of whole numbers, or an interval, `tag(log, ...)` on its logarithm."""
+    """Return Optuna's distribution of an override: values, a range of integers, or an interval (log-uniform by `tag(log, ...)`).
+
+    Raises:
+        ConfigError: Optuna has no such distribution.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
@@ -91,7 +99,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def open_study(path: Path, seed: int) -> Study:
-    """The search whose memory is this file, new or gone on with.
+    """Return the study that is stored in a file, new or to be continued.
 
     Raises:
         ConfigError: Optuna is not installed.
@@ -109,7 +117,7 @@ def open_study(path: Path, seed: int) -> Study:
 
 
 def tell(study: Study, trial: FrozenTrial, job: JobReturn) -> None:
-    """What became of a trial: its E[reward], and by how much it breaks the limit; or that it failed."""
+    """Report the result of a trial to Optuna: E[reward] and the violation of the limit, or that it failed."""
     from optuna.trial import Trial, TrialState
 
     from cdpo_lightning.report.load import load_metrics
@@ -122,20 +130,22 @@ def tell(study: Study, trial: FrozenTrial, job: JobReturn) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
         return
     open_trial = Trial(study, trial._trial_id)
-    open_trial.set_constraint(_VIOLATION, cost - limit)  # by which Optuna proposes
+    open_trial.set_constraint(_VIOLATION, cost - limit)  # the sampler prefers settings that meet it
     open_trial.set_user_attr(_VIOLATION, cost - limit)
     open_trial.set_user_attr("folder", str(folder))
     study.tell(open_trial, reward)
 
 
-def message(study: Study) -> str:
-    """The best trial that meets the limit, in one line."""
+def best_trial_line(study: Study) -> str:
+    """Return one line on the best trial that meets the limit."""
     from optuna.trial import TrialState
 
     done: Sequence[FrozenTrial] = study.get_trials(states=(TrialState.COMPLETE,))
-    met = [trial for trial in done if trial.user_attrs[_VIOLATION] <= 0]
-    if not met:
+    feasible = [trial for trial in done if trial.user_attrs[_VIOLATION] <= 0]
+    if not feasible:
         return f"search: none of {len(done)} trials met the limit"
-    best = max(met, key=lambda trial: trial.value or 0.0)
+    best = max(feasible, key=lambda trial: trial.value or 0.0)
     values = " ".join(f"{key}={value}" for key, value in best.params.items())
-    return f"search: the best of {len(met)} that met the limit: {values}, E[reward] {best.value:.3f}, {best.user_attrs['folder']}"
+    return (
+        f"search: the best of {len(feasible)} that met the limit: {values}, E[reward] {best.value:.3f}, {best.user_attrs['folder']}"
+    )

@@ -1,4 +1,4 @@
-"""Puts the checkout's `sweeps/` beside `conf/`, so that `+sweep=NAME` and the launchers for clusters are found."""
+"""Adds `sweeps/` to Hydra's search path, so that Hydra finds `+sweep=NAME` and the launchers for clusters."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ SWEEPS = Path(__file__).resolve().parent.parent.parent / "sweeps"
 
 
 class Sweeps(SearchPathPlugin):
-    """`sweeps/` as a part of the configuration."""
+    """Adds the folder `sweeps/` of the checkout."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends the folder, last: what `conf/` has comes first."""
+        """Append the folder last, so that files of the same name in `conf/` win."""
         if SWEEPS.is_dir():
             search_path.append(provider="cdpo-sweeps", path=f"file://{SWEEPS}")

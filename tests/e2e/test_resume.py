@@ -200,7 +200,7 @@ def test_a_cut_checkpoint_is_refused_by_name(configured: Configured, tmp_path: P
         run(config)
     checkpoint = tmp_path / "run/checkpoints/sft/last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    with pytest.raises(StorageError, match=r"last\.ckpt: cut or altered; remove it"):
+    with pytest.raises(StorageError, match=r"last\.ckpt: truncated or altered; remove it"):
         run(replace(config, resume=True))
 
 

@@ -52,7 +52,7 @@ def test_what_was_harmed_in_the_store_is_made_again(filled: tuple[RunConfig, Met
         middle = len(data) // 2
         harmed = {"cut": data[:middle], "emptied": b"", "altered": data[:middle] + b"\xff\xff" + data[middle + 2 :]}
         file.write_bytes(harmed[harm])
-    with pytest.warns(StoreWarning, match=rf"{kind}.*cut or altered .*; computed again"):
+    with pytest.warns(StoreWarning, match=rf"{kind}.*truncated or altered .*; computed again"):
         metrics = run(again(config))
     assert stable(metrics) == stable(expected)
     assert run(again(config))["store/cost_forwards"] == 0, "the store was not repaired"

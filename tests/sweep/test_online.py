@@ -16,10 +16,10 @@ RUN = """
 import sys
 from pathlib import Path
 import yaml
-from cdpo_lightning.training.callbacks.wandb_run import watched
+from cdpo_lightning.training.callbacks.wandb_run import open_run
 from cdpo_lightning.config import parse
 config = parse(yaml.safe_load(Path(sys.argv[1]).read_text()))
-with watched(config, Path(sys.argv[2]), {"run/git_commit": "abc", "data/hash": "def"}) as run:
+with open_run(config, Path(sys.argv[2]), {"run/git_commit": "abc", "data/hash": "def"}) as run:
     for at in (1, 2, 3):
         run.log({"dual/lambda": at / 2, "dual/round": at})
     run.summary.update({"eval/cdpo/cost_mean": -0.5})

@@ -1,4 +1,4 @@
-"""The files of `sweeps/` and the launcher's own part: everything composes, and a sweep's jobs are what was asked for."""
+"""The files of `sweeps/` and the Hydra plugins: every configuration composes, and a sweep runs the jobs of its overrides."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cdpo_lightning.config import parse
 from hydra_plugins.cdpo.launcher import _quoted
-from hydra_plugins.cdpo.search import distribution, message, open_study, tell
+from hydra_plugins.cdpo.search import best_trial_line, distribution, open_study, tell
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps" / "sweep").glob("*.yaml"))
@@ -39,7 +39,7 @@ def task(config: DictConfig) -> DictConfig:
 
 @pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.slow
-def test_every_job_of_every_sweep_is_a_whole_configuration(name: str) -> None:
+def test_every_job_of_every_sweep_has_a_valid_configuration(name: str) -> None:
     config = composed(f"+sweep={name}")
     assert config.hydra.mode.name == "MULTIRUN"
     assert config.hydra.launcher._target_.startswith("hydra_plugins.cdpo.")
@@ -68,10 +68,14 @@ def test_a_value_is_quoted_as_hydra_reads_it() -> None:
         assert str(override.value()) == text, text
 
 
-def sweep(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    own = {**os.environ, **environment}
-    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=900, check=False)
+RUN = ROOT / "run.py"
+STUB = Path(__file__).parent / "stub_run.py"
+
+
+def sweep(folder: Path, *arguments: str, program: Path = RUN) -> subprocess.CompletedProcess[str]:
+    """Run `program` in a folder; with STUB, the jobs are composed and started as usual, but train nothing."""
+    command = [sys.executable, str(program), *arguments]
+    return subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.mark.slow
@@ -94,7 +98,7 @@ def test_jobs_that_are_all_refused_end_the_sweep_with_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_place_for_a_job_is_refused(tmp_path: Path) -> None:
+def test_zero_parallel_jobs_are_refused(tmp_path: Path) -> None:
     done = sweep(tmp_path, "-m", "policy.beta=0.1,0.2", "hydra.launcher.jobs=0")
     assert (done.returncode, done.stderr) == (2, "error: hydra.launcher.jobs=0: expected a whole number, at least 1\n")
 
@@ -123,7 +127,7 @@ def test_the_command_of_the_wandb_agent_runs(tmp_path: Path) -> None:
     assert "E[cost] <= -0.7, beta 0.3" in done.stdout
 
 
-def test_the_search_proposes_what_was_written() -> None:
+def test_the_search_space_is_that_of_the_overrides() -> None:
     pytest.importorskip("optuna", reason="pip install -e '.[search]'")
     texts = ["a=tag(log, interval(0.1, 1))", "b=interval(0, 2)", "c=x,y", "d=range(1, 5)", "e=choice(1, 2)"]
     result = [distribution(override) for override in OverridesParser.create().parse_overrides(texts)]
@@ -136,23 +140,23 @@ def test_the_search_proposes_what_was_written() -> None:
     assert result[4].choices == ("1", "2")
 
 
-def test_the_search_finds_the_best_that_meets_the_limit_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_the_search_finds_the_best_feasible_setting_and_resumes_after_a_kill(tmp_path: Path) -> None:
     """Reward x, cost x - 1 with limit 0: the best feasible x is 1, while the reward alone asks for 3."""
     optuna = pytest.importorskip("optuna", reason="pip install -e '.[search]'")
     from hydra.core.utils import JobReturn
 
     space = {"x": optuna.distributions.FloatDistribution(0, 3)}
     for number in range(24):
-        study = open_study(tmp_path / "search.log", 0)  # as a search that is killed after every trial
+        study = open_study(tmp_path / "search.log", 0)  # as if the search were killed after every trial
         study.ask(space)
         [trial] = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         x, folder = trial.params["x"], tmp_path / str(number)
         folder.mkdir()
         metrics = {"run/method": "cdpo", "dual/c_limit": 0.0, "eval/cdpo/reward_mean": x, "eval/cdpo/cost_mean": x - 1}
-        if number != 3:  # a job that failed has no figures
+        if number != 3:  # a failed job has no metrics
             (folder / "metrics.json").write_text(json.dumps(metrics))
         tell(study, trial, JobReturn(working_dir=str(folder)))
-    text = message(study)
+    text = best_trial_line(study)
     best = float(re.search(r"x=([\d.]+)", text)[1])
     assert 0.7 < best <= 1
     assert "that met the limit" in text
@@ -166,43 +170,47 @@ TINY = [
 ]  # fmt: skip
 
 
+def state(folder: Path) -> dict[Path, int]:
+    """All files of a job, with the time of their last change."""
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
 @pytest.mark.slow
-def test_a_grid_shares_what_is_made_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Two jobs at once from an empty store; then one more value of beta: the old jobs are not touched."""
-    first = ["-m", *TINY, "policy.beta=0.3,0.5", "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2", "logger=wandb"]
-    done = sweep(tmp_path, *first)
+def test_a_longer_sweep_leaves_finished_jobs_alone_and_adds_new_ones(tmp_path: Path) -> None:
+    options = ["-m", "policy.beta=0.3,0.5", "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2"]
+    done = sweep(tmp_path, *options, program=STUB)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (tmp_path / "sweep" / "report" / "index.html").is_file()
+    before = [state(tmp_path / "sweep" / str(n)) for n in (0, 1)]
+    assert all(before)
+    longer = [text.replace("0.3,0.5", "0.2,0.3,0.5") for text in options]
+    done = sweep(tmp_path, *longer, program=STUB)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 of 3 jobs done, 2 of them before")
+    assert before == [state(tmp_path / "sweep" / str(n)) for n in (0, 1)]
+    assert yaml.safe_load((tmp_path / "sweep" / "2" / "config.yaml").read_text())["policy"]["beta"] == 0.2
+
+
+@pytest.mark.slow
+def test_two_jobs_of_two_deepspeed_ranks_share_the_store_and_nothing_else(tmp_path: Path) -> None:
+    """Real runs, four processes at once, from an empty store: no port, log or W&B run is shared by mistake."""
+    options = ["-m", *TINY, "trainer=deepspeed_cpu", "policy.beta=0.3,0.5", "logger=wandb"]
+    done = sweep(tmp_path, *options, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     metrics = [json.loads((tmp_path / "sweep" / str(n) / "metrics.json").read_text()) for n in (0, 1)]
     for kind in ("reward", "cost", "reference"):
         counts = sorted(m[f"store/{kind}_forwards"] for m in metrics)
         assert counts[0] < counts[1] or sum(counts) == counts[1], kind
-        made = sum(1 for _ in (tmp_path / "store").glob(f"{kind}_*/*/meta.json"))
-        assert sum(counts) > 0 < made
+        artifacts = len(list((tmp_path / "store").glob(f"{kind}_*/*/meta.json")))
+        assert sum(counts) > 0 < artifacts
     for kind in ("sft", "reward", "cost"):
-        assert len(list((tmp_path / "store" / kind).iterdir())) == 1, "trained once for the whole grid"
-    assert len(list(tmp_path.glob("sweep/*/wandb/offline-run-*"))) == 2
-    assert (tmp_path / "sweep" / "report" / "index.html").is_file()
-    before = {path: path.lstat().st_mtime_ns for n in (0, 1) for path in (tmp_path / "sweep" / str(n)).rglob("*")}
-    longer = [text.replace("0.3,0.5", "0.2,0.3,0.5") for text in first if text != "logger=wandb"]
-    done = sweep(tmp_path, *longer)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 of 3 jobs done, 2 of them before")
-    assert before == {path: path.lstat().st_mtime_ns for n in (0, 1) for path in (tmp_path / "sweep" / str(n)).rglob("*")}
-    assert yaml.safe_load((tmp_path / "sweep" / "2" / "config.yaml").read_text())["policy"]["beta"] == 0.2
-
-
-@pytest.mark.slow
-def test_two_jobs_of_two_deepspeed_ranks_each(tmp_path: Path) -> None:
-    """Four processes side by side: no port, store or W&B run is shared by mistake, and each job's log is whole."""
-    words = ["-m", *TINY, "dataset.scores=oracle", "trainer=deepspeed_cpu", "policy.beta=0.3,0.5", "logger=wandb"]
-    done = sweep(tmp_path, *words, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2")
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert len(list((tmp_path / "store" / kind).iterdir())) == 1, "trained once for both jobs"
     assert len(list(tmp_path.glob("sweep/*/wandb/offline-run-*"))) == 2
     for number, beta in enumerate(("0.3", "0.5")):
         text = (tmp_path / "sweep" / "logs" / f"{number}.txt").read_text(encoding="utf-8")
         assert text.count(f"beta {beta}, seed 0") == 1, text
         assert re.search(rf"sweep/{number}   \(\d+ s\)\n$", text), text
-        assert json.loads((tmp_path / "sweep" / str(number) / "metrics.json").read_text())["dual/rounds"] == 1
+        assert metrics[number]["dual/rounds"] == 1
 
 
 def readme_commands() -> list[str]:
@@ -227,7 +235,7 @@ def test_the_readme_has_commands() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_runs(command: str, tmp_path: Path, make_sweep: Callable[[Path], None]) -> None:
-    """As written, but on a tiny world and with one value of each list; without a cluster or a server."""
+    """As written, but with one value of each list, stub jobs, and without a cluster or a server."""
     program, *words = shlex.split(command)[1:]
     if program == "-m":
         make_sweep(tmp_path / "multirun" / "closed_form" / "beta_c_limit")
@@ -239,9 +247,8 @@ def test_every_command_of_the_readme_runs(command: str, tmp_path: Path, make_swe
         pytest.skip("tests/sweep/test_online.py runs it against a stand-in of the server")
     else:
         words = [re.sub(r"^([\w.]+=[-\w.]+),[^()]*$", r"\1", word) for word in words]
-        check = [] if any("hydra/sweeper=search" in word for word in words) else ["mode=check"]
         if any(word in ("hydra/launcher=slurm", "hydra/launcher=ray") for word in words):
-            words, check = words[1:], ["--cfg", "hydra"]  # not with -m: Hydra shows or runs
+            words = [*words[1:], "--cfg", "hydra"]  # without -m: Hydra either prints its configuration or runs
         one = [value for word in words for value in ONE_JOB.get(word, [])]
-        done = sweep(tmp_path, *words, *one, *TINY, *check)
+        done = sweep(tmp_path, *words, *one, program=STUB)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ from torch import nn
 from cdpo_lightning import ranks
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.adapters.lora import merged
-from cdpo_lightning.store.files import written
+from cdpo_lightning.store.files import storage_errors
 
 _WORKER = Path(__file__).with_name("vllm_worker.py")
 # What makes a process a rank, torchrun's own included: with it the other process would wait for a server that nobody started.
@@ -111,7 +111,7 @@ def save_weights(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """The model with its adapters merged as an ordinary folder of weights in `dtype`; the copies lie in the host's memory."""
     plain: Any = merged(model)
     shutil.rmtree(folder, ignore_errors=True)
-    with written(folder):
+    with storage_errors(folder):
         folder.mkdir(parents=True)
         plain.save_pretrained(folder, state_dict={name: value.to("cpu", dtype) for name, value in plain.state_dict().items()})
 

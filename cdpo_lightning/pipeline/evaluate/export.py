@@ -17,7 +17,7 @@ from cdpo_lightning.models.adapters import lora as adapters
 from cdpo_lightning.models.heads.score_model import ScoreModel
 from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.scorer import Scorer
-from cdpo_lightning.store.files import sibling, written
+from cdpo_lightning.store.files import storage_errors, temporary_name
 
 _CARD = """---
 tags: [constrained-dpo, safety]
@@ -92,9 +92,9 @@ def _classifier(model: ScoreModel, unit: float, pad: int) -> Any:
 
 
 def _write(save: Callable[[Path], Any], tokenizer: Any, folder: Path, text: str) -> None:
-    temporary = sibling(folder)
+    temporary = temporary_name(folder)
     try:
-        with written(folder):
+        with storage_errors(folder):
             save(temporary)
             tokenizer.save_pretrained(temporary)
             readme = temporary / "README.md"

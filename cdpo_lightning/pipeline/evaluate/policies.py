@@ -22,7 +22,7 @@ from cdpo_lightning.evaluation.refusal import is_refusal, refusal_metrics
 from cdpo_lightning.evaluation.truthful import truthfulqa_metrics
 from cdpo_lightning.pipeline.inference import Inference
 from cdpo_lightning.pipeline.prepare import EvaluationSetup
-from cdpo_lightning.store.files import whole_file
+from cdpo_lightning.store.files import atomic_file
 from cdpo_lightning.streams import Stream, stream_seed
 from cdpo_lightning.text.templates import Encoder
 
@@ -118,7 +118,7 @@ def evaluate_exactly(problem: ExactProblem | None, candidates: Sequence[Candidat
             metrics |= problem.policy_metrics(who, raw)
     if ranks.is_first():
         frontier = problem.frontier()
-        with whole_file(folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
+        with atomic_file(folder / "frontier.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(frontier[0]))
             writer.writeheader()
             writer.writerows(frontier)

@@ -21,7 +21,7 @@ from cdpo_lightning.training.callbacks.rollout_round import RolloutRound
 from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.rollouts import Rollouts
 from cdpo_lightning.training.dual_loop import DualLoop
-from cdpo_lightning.training.fit import Stage, fit
+from cdpo_lightning.training.fit import FitStage, fit
 from cdpo_lightning.training.modules.ppo import PPOModule
 
 
@@ -40,7 +40,7 @@ def train_ppo(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> T
     folder.mkdir(parents=True, exist_ok=True)
     meter = ComputeMeter()
     log = RolloutRound(RoundLog(inputs.settings.history, method.who, screen.round))
-    stage = Stage("policy", method.ppo.rounds, folder, method.who, method.policy.gradient_clip)
+    stage = FitStage("policy", method.ppo.rounds, folder, method.who, method.policy.gradient_clip)
     with screen.stage(method.who) as done:
         fit(module, data, stage, inputs.settings, [log, meter])
         done({**shown_multipliers(data.dual), "rounds": data.dual.round})

@@ -28,7 +28,7 @@ from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.callbacks.speed import Speed
 from cdpo_lightning.training.data_modules.pair_data import BestRound, ExplorationBonus, PairDataModule
 from cdpo_lightning.training.dual_loop import DualLoop
-from cdpo_lightning.training.fit import Stage, fit
+from cdpo_lightning.training.fit import FitStage, fit
 from cdpo_lightning.training.modules.policy import PolicyModule
 
 
@@ -98,7 +98,7 @@ def fit_pairs(task: PairFit, inputs: MethodInputs, screen: Screen) -> FittedPoli
     if task.loop.update is not None or policy.refresh:
         log = RoundLog(inputs.settings.history, task.who, screen.round)
         rounds = [DualUpdate(task.loop, task.evaluator, inputs.pairs.prompts, log, task.folder, policy.refresh, task.feedback)]
-    stage = Stage("policy", policy.epochs, task.folder, task.who, policy.gradient_clip)
+    stage = FitStage("policy", policy.epochs, task.folder, task.who, policy.gradient_clip)
     with screen.stage(task.who) as done:
         fit(module, data, stage, inputs.settings, [*rounds, speed, meter])
         part = sizes["model/trainable_parameters"]

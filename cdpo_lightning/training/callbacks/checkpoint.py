@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: after every epoch, every so many steps, and when the process is told to end."""
+"""Writes the checkpoints of a stage: after every epoch, every N steps, and on SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,52 +12,53 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import ResumableLoader
-from cdpo_lightning.store.files import grow_older, prune
+from cdpo_lightning.store.files import remove_old_versions, rotate_versions
 from cdpo_lightning.store.history import History
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` in the stage's folder, written last of all callbacks; the versions before it as `last-1.ckpt` and so on.
+    """Writes `last.ckpt` to the stage's folder; older versions become `last-1.ckpt` and so on. Must be the last callback.
 
-    Lightning's own ModelCheckpoint writes one when the training ends, and after an epoch only beside a checkpoint that it keeps.
-    SIGTERM, which a cluster sends before it takes a machine away, is answered at the end of the step: a whole checkpoint, then
-    KeyboardInterrupt, on all ranks when one of them was told.
+    Lightning's ModelCheckpoint does not serve: with `save_last` it writes after an epoch only if it also keeps another checkpoint.
+    A cluster sends SIGTERM before it takes a machine away. At the end of the step all ranks then write a checkpoint together and
+    raise KeyboardInterrupt, also if only one of them got the signal.
     """
 
     def __init__(self, folder: Path, history: History, every_n_steps: int, keep: int) -> None:
         self._path, self._history, self._every, self._keep = folder / "last.ckpt", history, every_n_steps, keep
-        self._told = False
+        self._sigterm_received = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the signal over from Lightning, which would end between two checkpoints."""
+        """Replace Lightning's handler of SIGTERM, which exits without a checkpoint."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _note(self, *_: object) -> None:
-        self._told = True
+    def _on_sigterm(self, *_: object) -> None:
+        self._sigterm_received = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Between two steps of an epoch that can go on from there; its last step is followed by the end of the epoch."""
+        """Write a checkpoint if it is due. Not after the last step of an epoch, which `on_train_epoch_end` handles."""
         if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
             return
-        if not isinstance(trainer.train_dataloader, ResumableLoader):  # PPO's batches are of samples that this epoch has drawn
+        # PPO cannot resume within an epoch: it draws new samples for each.
+        if not isinstance(trainer.train_dataloader, ResumableLoader):
             return
-        told = ranks.any_rank(self._told)
-        if told or (self._every and trainer.global_step % self._every == 0):
+        stop = ranks.any_rank(self._sigterm_received)
+        if stop or (self._every and trainer.global_step % self._every == 0):
             self._history.write()
             self._save(trainer)
-        if told:
+        if stop:
             raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Weights, optimizer, schedule, loops, callbacks and the data module's state."""
+        """Write a checkpoint; stop if a rank got SIGTERM."""
         self._save(trainer)
-        if ranks.any_rank(self._told):
+        if ranks.any_rank(self._sigterm_received):
             raise KeyboardInterrupt
 
     def _save(self, trainer: L.Trainer) -> None:
-        if self._keep > 1 and ranks.is_first() and self._path.is_file():  # a folder makes room for itself
-            grow_older(self._path)
+        if self._keep > 1 and ranks.is_first() and self._path.is_file():  # atomic_folder rotates the versions of a folder itself
+            rotate_versions(self._path)
         trainer.save_checkpoint(self._path)
         if ranks.is_first():
-            prune(self._path, self._keep)
+            remove_old_versions(self._path, self._keep)

@@ -24,7 +24,7 @@ from cdpo_lightning.data.pairs.pair_table import PairTable, draws, label_flips
 from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
 from cdpo_lightning.maths.dual import effective_sample_size
 from cdpo_lightning.models.adapters.lora import learned
-from cdpo_lightning.store.files import whole_file
+from cdpo_lightning.store.files import atomic_file
 from cdpo_lightning.streams import Stream, generator, stream_seed
 from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.pair_data import BestRound, PairDataModule
@@ -158,5 +158,5 @@ class DualUpdate(L.Callback):
 
     def _save(self, weights: dict[str, Tensor]) -> None:
         if ranks.is_first():
-            with whole_file(self.folder / "best_feasible.safetensors") as temporary:
+            with atomic_file(self.folder / "best_feasible.safetensors") as temporary:
                 save_file(weights, temporary)

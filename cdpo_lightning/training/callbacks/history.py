@@ -1,4 +1,4 @@
-"""Puts what a stage logs into the run's history."""
+"""Copies the metrics that a stage logs to the history of the run."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from cdpo_lightning.store.history import History
 
 
 class HistoryCallback(L.Callback):
-    """A row every `log_every_n_steps` steps; the table is written at the end of each epoch, before the checkpoint."""
+    """Adds a row every `log_every_n_steps` steps; writes the table at the end of each epoch, before the checkpoint."""
 
     def __init__(self, history: History, stage: str, who: str = "") -> None:
         self._history, self._stage, self._who = history, stage, who
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Rows after the checkpoint, or of an earlier try, are logged again."""
+        """Remove the rows after the checkpoint that the stage resumes from: they are logged again."""
         self._history.forget(self._stage, self._who, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """One row, if the step was logged: the values that the module logged, and the learning rate."""
+        """Add a row with the metrics that the module logged, and the learning rate, if the step is to be logged."""
         if (trainer.global_step - 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        # Lightning keeps the last round's values among them, but not over a checkpoint; the round has a row of its own.
+        # Without dual/*: Lightning keeps the last round's values here, but not over a checkpoint. The round has a row of its own.
         logged = trainer.callback_metrics.items()
         values = {name: float(value) for name, value in logged if not name.startswith("dual/")}
         self._require_finite(values, trainer.global_step)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        location = {"stage": self._stage, "who": self._who, "epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._history.log(**location, lr=lr, **values)
+        row = {"stage": self._stage, "who": self._who, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._history.log(**row, lr=lr, **values)
 
     def _require_finite(self, values: dict[str, float], step: int) -> None:
-        """Raises:
-        NumericsError: a value that was logged is nan or infinite; the rest of the run would be worth nothing.
+        """Raise an error unless all values are finite.
+
+        Raises:
+            NumericsError: a value is nan or infinite, so training on is useless.
         """
         for name, value in values.items():
             if not math.isfinite(value):
@@ -45,5 +47,5 @@ class HistoryCallback(L.Callback):
                 )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The table so far, on disk."""
+        """Write the table so far."""
         self._history.write()

@@ -1,4 +1,4 @@
-"""Pairs and tokens per second of a stage, and the peak memory of its epochs."""
+"""Measures pairs and tokens per second of a stage, and its peak memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import torch
 from cdpo_lightning import ranks
 from cdpo_lightning.training.data_modules.pair_data import PolicyBatch
 
-_OWN = Path("/proc/self")  # of Linux
+_PROC = Path("/proc/self")  # on Linux only
 
 
 class Speed(L.Callback):
-    """Counts the time of the training steps only, not that of the dual rounds; stands behind the callback of those.
+    """Measures the time of the training steps, without that of the dual rounds; must come after the callback of the dual update.
 
-    The peak of memory is that of steps and rounds: what goes before the first step and what is copied to write a checkpoint does
-    not count.
+    The peak memory covers steps and dual rounds, but not the time before the first step nor the copies for a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -29,28 +28,28 @@ class Speed(L.Callback):
         self._seconds, self._start = 0.0, 0.0
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Forgets the peak so far."""
-        forget_peak()
+        """Reset the peak memory."""
+        reset_peak_memory()
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Notes the epoch's peak."""
-        self._peak = max(self._peak, peak_bytes())
+        """Record the peak memory of the epoch."""
+        self._peak = max(self._peak, peak_memory_bytes())
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Starts the clock."""
+        """Start the timer."""
         self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PolicyBatch, batch_idx: int
     ) -> None:
-        """Stops the clock and counts."""
+        """Stop the timer; count pairs and tokens."""
         self._seconds += time.perf_counter() - self._start
-        if batch.weight:  # else it stands in for a share that is empty
+        if batch.weight:  # a weight of 0 marks the stand-in of a rank without pairs
             self._pairs += len(batch.target)
             self._tokens += batch.rows.input_ids_BT.numel()
 
     def metrics(self) -> dict[str, float]:
-        """`speed/*` of all ranks together, the peak that of the fullest; nothing if no step was taken."""
+        """Return `speed/*`: the sum over ranks of pairs and tokens per second, the largest peak in GB; empty without a step."""
         if not self._seconds:
             return {}
         return {
@@ -60,19 +59,19 @@ class Speed(L.Callback):
         }
 
 
-def forget_peak() -> None:
-    """Begins the measurement of `peak_bytes` anew; where the system has no such thing, it goes on from the start of the process."""
+def reset_peak_memory() -> None:
+    """Reset the peak memory; on a system that cannot, `peak_memory_bytes` is that since the start of the process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif os.access(_OWN / "clear_refs", os.W_OK):
-        (_OWN / "clear_refs").write_text("5", encoding="ascii")
+    elif os.access(_PROC / "clear_refs", os.W_OK):
+        (_PROC / "clear_refs").write_text("5", encoding="ascii")
 
 
-def peak_bytes() -> int:
-    """The most that the GPU's allocator held, or that was resident of this process, since `forget_peak`."""
+def peak_memory_bytes() -> int:
+    """Return the peak of the memory allocated on the GPU, or else of the resident memory, since `reset_peak_memory`; in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    if (_OWN / "status").exists():
-        lines = (_OWN / "status").read_text(encoding="ascii", errors="replace").splitlines()
+    if (_PROC / "status").exists():
+        lines = (_PROC / "status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

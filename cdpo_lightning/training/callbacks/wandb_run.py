@@ -1,7 +1,7 @@
-"""The one Weights & Biases run of a job: opened under the job's name with all that tells it apart, closed with its results.
+"""The Weights & Biases run of a job: one per job, with its configuration and tags, its curves, and its results at the end.
 
-Curves have the names that history.csv has, those of a baseline with its name in front; what a dual round measured is drawn against
-the round, everything else against the training step.
+Curves are named as in history.csv; those of a baseline are prefixed with its name. `dual/*` is plotted against the dual round,
+everything else against the training step.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from typing import Any
 
 from cdpo_lightning import ranks
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.store.files import whole_file
+from cdpo_lightning.store.files import atomic_file
 
 STEP, ROUND = "trainer/global_step", "dual/round"
 _CURVES = ("loss", "epoch", "logp/*", "implicit_reward/*")
-_PLACES = ("run_dir", "artifacts_dir", "resume", "logger", "hydra")
+_NOT_IN_NAME = ("run_dir", "artifacts_dir", "resume", "logger", "hydra")
 SHOWN_PROMPTS = 64  # in the table of samples
-LONGEST_NAME, LONGEST_TAG = 128, 64  # what the server takes
+LONGEST_NAME, LONGEST_TAG = 128, 64  # limits of the W&B server
 Rows = Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def watched(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Iterator[Any]:
-    """Around a job: its W&B run, or None where `logger` is another, or on a rank that is not the first.
+def open_run(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the W&B run of the job; None if `logger` is another one, or if this is not rank 0. Finish the run at the end.
 
     Args:
-        config: the whole configuration goes into the run.
-        folder: the job's; `wandb_id` there names the run, so that a job that goes on goes on in the same one.
-        facts: what else is known before training, such as the commit and the hash of the data.
+        config: is stored in the run as a whole.
+        folder: of the job. Its file `wandb_id` holds the id of the W&B run, so a resumed job continues the same W&B run.
+        facts: is stored with the configuration, such as the commit and the hash of the data.
     """
     if config.logger.kind != "wandb" or not ranks.is_first():
         yield None
         return
-    run = _open(config, folder, facts)
-    done = False
+    run = _start_run(config, folder, facts)
+    success = False
     try:
         yield run
-        done = True
+        success = True
     finally:
-        run.finish(exit_code=0 if done else 1)
+        run.finish(exit_code=0 if success else 1)
 
 
-def _open(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Any:
+def _start_run(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Any:
     import wandb
 
     logger = config.logger
@@ -56,7 +56,7 @@ def _open(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Any:
         project=logger.project,
         group=logger.group or None,
         name=_name(config),
-        id=_identity(folder),
+        id=_run_id(folder),
         resume=None if logger.offline else "allow",
         dir=str(folder),
         mode="offline" if logger.offline else "online",
@@ -69,7 +69,7 @@ def _open(config: RunConfig, folder: Path, facts: Mapping[str, Any]) -> Any:
 
 
 def define_axes(run: Any, main: str, others: Sequence[str]) -> None:
-    """Says which curve is drawn against what."""
+    """Tell W&B which metric is the x-axis of each curve."""
     run.define_metric(STEP, hidden=True)
     for prefix in ("", *(f"{who}/" for who in others)):
         run.define_metric(prefix + ROUND, hidden=True)
@@ -78,26 +78,26 @@ def define_axes(run: Any, main: str, others: Sequence[str]) -> None:
             run.define_metric(prefix + curve, step_metric=STEP)
 
 
-def current() -> Any:
-    """The run that is open in this process, if one is."""
+def current_run() -> Any:
+    """Return the W&B run that is open in this process, or None."""
     import wandb
 
     return wandb.run
 
 
-def _identity(folder: Path) -> str:
-    """The run's id, made once and kept in the job's folder."""
+def _run_id(folder: Path) -> str:
+    """Return the id of the W&B run; create it once and keep it in the job's folder."""
     path = folder / "wandb_id"
     if not path.is_file():
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 
 
 def _name(config: RunConfig) -> str:
-    """The name that was asked for, else the overrides on the command line, else the run's own."""
-    given = [text for text in sys.argv[1:] if "=" in text and not text.lstrip("+~").startswith(_PLACES)]
-    return (config.logger.name or " ".join(given) or config.name)[:LONGEST_NAME]
+    """Return `logger.name`, else the overrides on the command line, else the name of the configuration."""
+    overrides = [text for text in sys.argv[1:] if "=" in text and not text.lstrip("+~").startswith(_NOT_IN_NAME)]
+    return (config.logger.name or " ".join(overrides) or config.name)[:LONGEST_NAME]
 
 
 def _tags(config: RunConfig, facts: Mapping[str, Any]) -> list[str]:
@@ -113,7 +113,7 @@ def _tags(config: RunConfig, facts: Mapping[str, Any]) -> list[str]:
 
 
 def publish(run: Any, config: RunConfig, folder: Path, metrics: Mapping[str, Any], table: Rows) -> None:
-    """Puts the results into the run: every final figure, the table, samples before and after, figures, the export if asked for."""
+    """Log the results: metrics, final table, samples before and after training, figures and, if configured, the exported model."""
     import wandb
 
     run.summary.update(dict(metrics))
@@ -134,7 +134,7 @@ def publish(run: Any, config: RunConfig, folder: Path, metrics: Mapping[str, Any
 
 
 def before_and_after(path: Path, who: str) -> list[dict[str, Any]]:
-    """The first answer of the reference and of `who` to each prompt, with their scores; none without samples."""
+    """Return one row per prompt: the first response of the reference and of `who`, with their scores; no rows without samples."""
     answers: dict[str, dict[str, dict[str, Any]]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for line in lines:

@@ -1,4 +1,4 @@
-"""What Lightning lacks: ranks that are there already, DeepSpeed on any accelerator, and a sharded model made whole."""
+"""Strategies that Lightning lacks: ranks that are connected already, DeepSpeed on any accelerator, sharded models gathered."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from cdpo_lightning.training.strategies.environment import RunningRanks
 from cdpo_lightning.training.strategies.gathering import on_host
 from cdpo_lightning.training.strategies.zero import ZeroStrategy
 
-__all__ = ["hardware", "host_copies", "whole_model"]
+__all__ = ["hardware_arguments", "host_copies", "whole_model"]
 
 
 class TrueHalf(HalfPrecision):
-    """bf16 weights; batches stay as they are, as under DeepSpeed: log-probabilities of -200 nats need float32."""
+    """bf16 weights, but float32 batches, as under DeepSpeed: in bf16 a log-probability of -200 nats is off by half a nat."""
 
     def convert_input(self, data: Any) -> Any:
-        """`data` as it is."""
+        """Return `data` unchanged."""
         return data
 
 
-def hardware(config: TrainerConfig, checkpoints: CheckpointIO) -> dict[str, Any]:
-    """What `trainer` says, as arguments of Lightning's Trainer."""
+def hardware_arguments(config: TrainerConfig, checkpoints: CheckpointIO) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer that choose devices, precision and strategy.
+
+    The cluster environment is ours in a single process too: otherwise Lightning looks for Slurm and other launchers.
+    """
     half = [TrueHalf("bf16-true")] if config.precision == "bf16-true" and not config.zero else []
     return {
         "accelerator": config.accelerator,
@@ -35,26 +38,24 @@ def hardware(config: TrainerConfig, checkpoints: CheckpointIO) -> dict[str, Any]
         "num_nodes": config.num_nodes,
         "precision": None if config.zero or half else config.precision,
         "strategy": _strategy(config),
-        "plugins": [] if config.zero else [checkpoints, *half],
+        "plugins": [RunningRanks(), *([] if config.zero else [checkpoints, *half])],
         "accumulate_grad_batches": config.accumulate_grad_batches,
     }
 
 
 def _strategy(config: TrainerConfig) -> Strategy | str:
     if config.zero:
-        return ZeroStrategy(config, RunningRanks())
-    if config.processes == 1:
-        return "auto"
-    return DDPStrategy(cluster_environment=RunningRanks())
+        return ZeroStrategy(config)
+    return "auto" if config.processes == 1 else DDPStrategy()
 
 
 def whole_model(trainer: L.Trainer, model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """The model as this rank can run it by itself, to sample from, while it is being trained."""
+    """Yield a model in training in a form that this rank can sample from: unsharded under ZeRO-3, else the model itself."""
     strategy = trainer.strategy
     return strategy.whole_model(model) if isinstance(strategy, ZeroStrategy) else nullcontext(model)
 
 
 def host_copies(trainer: L.Trainer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of a model's parameters in the memory of the host, while it is being trained; all ranks come here together."""
+    """Return unsharded copies of parameters in training, in the host's memory; all ranks must call this together."""
     strategy = trainer.strategy
     return on_host(parameters, sharded=isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3)

@@ -1,7 +1,7 @@
-"""Checkpoints of a sharded training that any number of ranks can read: whole parameters by name, each written by one rank.
+"""Checkpoints of sharded training that any number of ranks can read: unsharded parameters by name, each written by one rank.
 
-A folder: `shard-N.safetensors`, one a rank, with float32 weights and the moments of the optimizer; `state.ckpt`, what else
-Lightning keeps (loops, schedule, callbacks, data module). DeepSpeed's own files depend on the number of ranks that wrote them.
+A checkpoint is a folder. `shard-N.safetensors`, one per rank, holds float32 weights and the moments of the optimizer; `state.ckpt`
+the rest of Lightning's checkpoint (loops, schedule, callbacks, data module). DeepSpeed's own files depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _STATE = "state.ckpt"
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether this is such a folder; it gets its name last, so it is whole if it is there."""
+    """Return whether the folder is a checkpoint of this kind. It is renamed last, so it is complete if it exists."""
     return (folder / _STATE).is_file()
 
 
 def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
-    """This rank's share of the parameters and moments, gathered one by one, and on the first rank all the rest."""
+    """Write this rank's share of the parameters and moments, gathered one by one; rank 0 also writes the rest."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if _steps(engine):
@@ -47,29 +47,29 @@ def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
 
 
 def read(folder: Path, engine: Any) -> dict[str, Any]:
-    """Puts parameters and moments back, whatever the number of ranks; all the rest as it was given to `write`.
+    """Restore parameters and moments, for any number of ranks; return the rest as it was given to `write`.
 
     Raises:
         StorageError: a parameter is missing.
     """
     state: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    where = {key: file for file in sorted(folder.glob("shard-*.safetensors")) for key in _keys(file)}
+    file_of = {key: file for file in sorted(folder.glob("shard-*.safetensors")) for key in _keys(file)}
     for group, lr in zip(engine.optimizer.param_groups, state["lr"], strict=True):
-        group["lr"] = lr  # the schedule sets it after its next step only
+        group["lr"] = lr  # the schedule sets it only after its next step
     steps = int(state["optimizer_step"])
     if steps:
         _make_moments(engine, steps)
     for name, parameter in _trained(engine):
         keys = {name: None} | ({f"{name}/{key}": key for key in _MOMENTS} if steps else {})
         for key, moment in keys.items():
-            if key not in where:
-                raise StorageError(f"{folder}: has no {key}; remove it and add resume=true: its stage begins anew")
-            _set(parameter, _read(where[key], key).to(parameter.device), moment)
+            if key not in file_of:
+                raise StorageError(f"{folder}: has no {key}; remove it and add resume=true: the stage then starts again")
+            _set(parameter, _read(file_of[key], key).to(parameter.device), moment)
     return state
 
 
 def _set(parameter: Any, value: Tensor, moment: str | None) -> None:
-    """Puts this rank's part of `value` into the optimizer, and of weights also where the model computes with them."""
+    """Copy this rank's part of `value` to the optimizer; weights also to the copy that the model computes with."""
     from deepspeed import utils
 
     if not hasattr(parameter, "ds_id"):  # ZeRO-1 and 2
@@ -79,20 +79,20 @@ def _set(parameter: Any, value: Tensor, moment: str | None) -> None:
         else:
             utils.safe_set_full_optimizer_state(parameter, value, moment)
         return
-    size = parameter.ds_tensor.ds_numel  # the last ranks' parts are padded: DeepSpeed's own setter of whole values fails there
+    size = parameter.ds_tensor.ds_numel  # padded on the last ranks, where DeepSpeed's setter of full values fails
     padded = torch.nn.functional.pad(value.flatten(), (0, size * ranks.world_size() - value.numel()))
     own = padded.narrow(0, size * ranks.rank(), size)
     if moment is None:
         utils.safe_set_local_fp32_param(parameter, own)
         parameter.ds_tensor.data.copy_(own)
-        if parameter.data.numel() == value.numel():  # a small one, which every rank keeps whole between the steps
+        if parameter.data.numel() == value.numel():  # a small parameter, of which every rank keeps a full copy
             parameter.data.copy_(value)
     else:
         utils.safe_set_local_optimizer_state(parameter, own, moment)
 
 
 def _steps(engine: Any) -> int:
-    """Steps that the optimizer has taken."""
+    """Return the number of steps that the optimizer has taken."""
     states = engine.optimizer.optimizer.state.values()
     return max((int(state["step"]) for state in states if "step" in state), default=0)
 
@@ -112,9 +112,9 @@ def _read(file: Path, key: str) -> Tensor:
 
 
 def _make_moments(engine: Any, steps: int) -> None:
-    """The optimizer's state as after so many steps, empty: it comes into being with the first step otherwise."""
+    """Create the state of the optimizer, as after `steps` steps but zero: otherwise the first step creates it."""
     sharded = engine.optimizer
-    # ZeRO-3 puts one of its partitions at a time into the groups.
+    # ZeRO-3 puts one partition at a time into the groups.
     grouped = [flat for group in sharded.optimizer.param_groups for flat in group["params"]]
     for flat in getattr(sharded, "fp32_partitioned_groups_flat", grouped):
         _fill(sharded.optimizer.state[flat], flat, steps)
@@ -122,8 +122,9 @@ def _make_moments(engine: Any, steps: int) -> None:
 
 
 def _link_moments(sharded: Any) -> None:
-    """Lets every parameter find its moments. ZeRO-1 and 2 do it once, after the first group's step, when those of the other groups
-    are not there yet.
+    """Link every parameter to its moments.
+
+    ZeRO-1 and 2 do so once, after the step of the first group, when the moments of the other groups do not exist yet.
     """
     if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):
         sharded._hp_optimizer_states_linked = False

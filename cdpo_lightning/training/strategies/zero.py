@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO under Lightning, on any accelerator; the sharded model made whole to sample from, to save and to go on with.
+"""DeepSpeed's ZeRO under Lightning on any accelerator; gathers the sharded model for sampling, checkpoints and later stages.
 
-The weights stay float32 under `bf16-mixed`, whose matrix products alone are bf16: what a step computes is what it computes in one
-process. `bf16-true` is DeepSpeed's own bf16: weights in bf16, a float32 copy in the sharded optimizer.
+Under `bf16-mixed` the weights stay float32 and only matrix products are bf16, so a step computes the same as in one process.
+`bf16-true` is DeepSpeed's own bf16: weights in bf16, a float32 copy in the sharded optimizer.
 """
 
 from __future__ import annotations
@@ -15,38 +15,37 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from cdpo_lightning.config import TrainerConfig
-from cdpo_lightning.store.files import whole_folder
+from cdpo_lightning.store.files import atomic_folder
 from cdpo_lightning.training.strategies import sharded
 from cdpo_lightning.training.strategies.gathering import gathered, runnable, skeleton
 
 
 class ZeroPrecision(DeepSpeedPrecision):
-    """Batches stay as they are: in bf16 a reference log-probability of -200 nats would be off by half a nat."""
+    """Leaves batches in float32: in bf16 a reference log-probability of -200 nats is off by half a nat."""
 
     def convert_input(self, data: Any) -> Any:
-        """`data` as it is."""
+        """Return `data` unchanged."""
         return data
 
     def backward(self, tensor: Tensor, model: L.LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Without dividing by the accumulated batches: Lightning has done so."""
+        """Run the backward pass without dividing by the number of accumulated batches, as Lightning has done so."""
         super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
-    """What DeepSpeed is told; clipping and accumulation are added when the stage is known."""
+    """Return the configuration of DeepSpeed, without clipping and accumulation, which depend on the stage."""
     zero: dict[str, Any] = {"stage": config.zero, "contiguous_gradients": True, "overlap_comm": False}
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.accelerator != "cpu"}
         if config.zero == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": config.accelerator != "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # for its own statistics only: our batches vary in length
+        "train_micro_batch_size_per_gpu": 1,  # only for DeepSpeed's statistics: our batches vary in length
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
@@ -56,26 +55,25 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """ZeRO-1, 2 or 3 among ranks that are connected already."""
+    """ZeRO-1, 2 or 3 among ranks that are already connected."""
 
-    def __init__(self, config: TrainerConfig, environment: ClusterEnvironment) -> None:
+    def __init__(self, config: TrainerConfig) -> None:
         super().__init__(
             config=deepspeed_config(config),
-            cluster_environment=environment,
             precision_plugin=ZeroPrecision(config.precision),  # type: ignore[arg-type]
             logging_level=logging.ERROR,
         )
         self._by_layer = config.gather == "layer"
-        self._skeletons: dict[nn.Module, nn.Module] = {}  # of every network of the module, without weights
+        self._skeletons: dict[nn.Module, nn.Module] = {}  # by network of the module
         self._own: dict[nn.Module, set[str]] = {}
         self._finished = False
 
     def setup_environment(self) -> None:
-        """Without the check for CUDA."""
+        """Skip Lightning's check for CUDA."""
         super(DeepSpeedStrategy, self).setup_environment()
 
     def setup_distributed(self) -> None:
-        """Tells DeepSpeed of the connection that there is."""
+        """Make DeepSpeed use the existing process group."""
         import deepspeed
 
         self.set_world_ranks()
@@ -84,7 +82,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """False: Lightning steps at the last batch of an epoch, DeepSpeed would wait for the next epoch."""
+        """Return False: Lightning steps at the last batch of an epoch, DeepSpeed would wait for the next epoch."""
         return False
 
     def _init_config_if_needed(self) -> None:
@@ -95,7 +93,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.config["gradient_accumulation_steps"] = trainer.accumulate_grad_batches
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Keeps the networks' structure without their weights, and what their parts hold, before DeepSpeed hooks into them."""
+        """Copy the structure of the networks, and record their attributes, before DeepSpeed adds its hooks."""
         module = trainer.lightning_module
         if self.zero_stage_3:
             self._skeletons = {network: skeleton(network) for network in module.children()}
@@ -103,10 +101,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().setup(trainer)
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
-        """As Lightning's, which hands over the number of a GPU also where there is none."""
+        """Initialize DeepSpeed as Lightning does, but without the index of a GPU where there is none."""
         import deepspeed
 
-        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # DeepSpeed insists, also where there is one process
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # required by DeepSpeed, also for one process
         engine, sharded, _, _ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=self.local_rank),
             config=self.config,
@@ -120,20 +118,20 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Nothing: the boundary below says when gradients are exchanged, and from ZeRO-2 on they must be at every batch."""
+        """Do nothing: `pre_backward` sets when gradients are reduced, and from ZeRO-2 on that must be at every batch."""
         yield
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Says whether this is the last batch before a step."""
+        """Tell DeepSpeed whether this is the last batch before a step."""
         loop = self.lightning_module.trainer.fit_loop  # type: ignore[union-attr]
         self.deepspeed_engine.set_gradient_accumulation_boundary(not loop._should_accumulate())
 
     def on_train_end(self) -> None:
-        """Notes that the training was not cut short."""
+        """Record that the training has reached its end."""
         self._finished = True
 
     def teardown(self) -> None:
-        """Leaves the module an ordinary one with the trained parameters, on every rank, if the training came to its end."""
+        """Turn the module back into an ordinary one with the trained parameters on every rank, if the training reached its end."""
         if self._finished:
             module: nn.Module = self.lightning_module  # type: ignore[assignment]
             weights = {id(p): self._ordinary(p) for p in module.parameters()}
@@ -143,38 +141,38 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().teardown()
 
     def _ordinary(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The parameter out of DeepSpeed's hands; one that it has not touched, as the reference shares it with adapters, stays."""
+        """Return an ordinary copy of a parameter; the same object if frozen and unsharded, as the reference may share it."""
         if not self.zero_stage_3 and not parameter.requires_grad:
             return parameter
         with gathered([parameter]) if self.zero_stage_3 else nullcontext():
             return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Nothing: the shards hold the weights."""
+        """Return nothing: the shards hold the weights."""
         return {}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Nothing: the shards hold it."""
+        """Return nothing: the shards hold the state."""
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """A folder of shards, there whole or not at all."""
-        with whole_folder(Path(filepath)) as temporary:
+        """Write a folder of shards atomically."""
+        with atomic_folder(Path(filepath)) as temporary:
             sharded.write(temporary, self.deepspeed_engine, checkpoint)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads what any number of ranks has written."""
+        """Read a checkpoint that was written by any number of ranks."""
         return sharded.read(Path(checkpoint_path), self.deepspeed_engine)
 
     def whole_model(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """A network of the module that can be run: gathered for as long as it is used, or layer by layer (`trainer.gather`)."""
+        """Yield a network of the module that can run: gathered for the block, or layer by layer, as `trainer.gather` says."""
         if model not in self._skeletons:
             return nullcontext(model)
         return runnable(self._skeletons[model], model, self._by_layer)
 
 
 def _restore(part: nn.Module, own: set[str], weights: dict[int, nn.Parameter]) -> None:
-    """Puts ordinary parameters in place of DeepSpeed's, and takes away all that it has attached to the module."""
+    """Replace DeepSpeed's parameters by ordinary ones, and delete the attributes that it has added to the module."""
     for name in vars(part).keys() - own:
         delattr(part, name)
     part._parameters = {name: None if p is None else weights[id(p)] for name, p in part._parameters.items()}

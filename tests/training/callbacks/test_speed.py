@@ -1,4 +1,4 @@
-"""The peak of memory is that of the time since it was last forgotten."""
+"""The peak memory is that since the last reset."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from cdpo_lightning.training.callbacks import speed
 SIZE = 2**26  # bytes
 
 
-@pytest.mark.skipif(not speed._OWN.exists(), reason="the system cannot forget a peak")
-def test_a_peak_counts_until_it_is_forgotten():
-    speed.forget_peak()
-    before = speed.peak_bytes()
-    held = np.ones(SIZE, dtype=np.uint8)
-    assert speed.peak_bytes() - before > 0.9 * SIZE
-    del held
-    assert speed.peak_bytes() - before > 0.9 * SIZE, "a peak, not what is held now"
-    speed.forget_peak()
-    assert speed.peak_bytes() - before < 0.5 * SIZE
+@pytest.mark.skipif(not speed._PROC.exists(), reason="this system cannot reset the peak")
+def test_the_peak_stays_until_it_is_reset():
+    speed.reset_peak_memory()
+    before = speed.peak_memory_bytes()
+    array = np.ones(SIZE, dtype=np.uint8)
+    assert speed.peak_memory_bytes() - before > 0.9 * SIZE
+    del array
+    assert speed.peak_memory_bytes() - before > 0.9 * SIZE, "the peak, not the current use"
+    speed.reset_peak_memory()
+    assert speed.peak_memory_bytes() - before < 0.5 * SIZE

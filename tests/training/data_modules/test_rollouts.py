@@ -25,7 +25,7 @@ from cdpo_lightning.training.callbacks.rollout_round import RolloutRound
 from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.rollouts import Rollouts
 from cdpo_lightning.training.dual_loop import DualLoop
-from cdpo_lightning.training.fit import FitSettings, Stage, fit
+from cdpo_lightning.training.fit import FitSettings, FitStage, fit
 from cdpo_lightning.training.modules.ppo import PPOModule
 
 WORLD = make_world(ClosedFormConfig(prompts=8, responses=16), seed=0)
@@ -178,7 +178,7 @@ def train(folder, *callbacks, resume=False):
     data, history, budget = make(ptx=0.5), History(folder / "history.csv", resume), ComputeMeter()
     log = RolloutRound(RoundLog(history, "ppo_lag", lambda row: None))
     settings = FitSettings(TrainerConfig(), history, folder / "checkpoints", seed=3)
-    fit(data.module, data, Stage("policy", 4, folder / "checkpoints", who="ppo_lag"), settings, [log, budget, *callbacks])
+    fit(data.module, data, FitStage("policy", 4, folder / "checkpoints", who="ppo_lag"), settings, [log, budget, *callbacks])
     return data, budget
 
 

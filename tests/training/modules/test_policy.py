@@ -30,7 +30,7 @@ from cdpo_lightning.training.callbacks.dual_update import DualUpdate
 from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule, PolicyBatch
 from cdpo_lightning.training.dual_loop import DualLoop
-from cdpo_lightning.training.fit import FitSettings, Stage, fit
+from cdpo_lightning.training.fit import FitSettings, FitStage, fit
 from cdpo_lightning.training.modules.policy import PolicyModule
 
 BETA = 0.3
@@ -220,7 +220,7 @@ class Run:
         log = RoundLog(history, "cdpo", lambda row: None)
         update = DualUpdate(loop, self.evaluator, self.world.prompts, log, self.folder, self.config.refresh)
         settings = FitSettings(TrainerConfig(), history, self.folder / "checkpoints", seed=3)
-        stage = Stage("policy", self.config.epochs, self.folder / "checkpoints", who="cdpo")
+        stage = FitStage("policy", self.config.epochs, self.folder / "checkpoints", who="cdpo")
         fit(module, data, stage, settings, [update, *callbacks])
         return module, data
 

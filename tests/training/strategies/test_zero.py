@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and the model without weights that a round samples from. The arithmetic: tests/e2e/test_ranks.py."""
+"""The configuration of DeepSpeed, and the skeleton that a dual round samples from. The arithmetic: tests/e2e/test_ranks.py."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_the_stage_and_the_offload_are_those_of_the_configuration(stage: int) -> None:
+def test_stage_and_offload_follow_the_configuration(stage: int) -> None:
     plain = deepspeed_config(TrainerConfig(strategy=f"deepspeed_zero{stage}"))["zero_optimization"]
     assert plain["stage"] == stage
     assert not {key for key in plain if key.startswith("offload")}
@@ -32,19 +32,19 @@ def test_mixed_precision_leaves_the_weights_in_float32(precision: str, bf16: boo
     assert (config["bf16"]["enabled"], config["torch_autocast"]["enabled"]) == (bf16, autocast)
 
 
-def test_a_batch_stays_as_it_is() -> None:
+def test_a_batch_is_not_converted() -> None:
     batch = (torch.tensor([-200.25]), torch.tensor([3]))
     assert ZeroPrecision("bf16-true").convert_input(batch) is batch
 
 
-def test_the_skeleton_has_no_weights_and_runs_with_lent_ones() -> None:
+def test_the_skeleton_is_empty_and_runs_with_the_weights_of_the_model() -> None:
     model = build(SIZES, 20, 0, 1, 0).eval()
     before, tokens = {n: p.clone() for n, p in model.named_parameters()}, torch.tensor([[1, 2, 3]])
-    bones = skeleton(model)
-    assert sum(p.numel() for p in bones.parameters()) == 0
-    assert bones.get_input_embeddings().weight is bones.get_output_embeddings().weight, "tied as the model's are"
-    for mine, theirs in zip(bones.parameters(), model.parameters(), strict=True):
+    empty = skeleton(model)
+    assert sum(p.numel() for p in empty.parameters()) == 0
+    assert empty.get_input_embeddings().weight is empty.get_output_embeddings().weight, "tied as in the model"
+    for mine, theirs in zip(empty.parameters(), model.parameters(), strict=True):
         mine.data = theirs.data
     with torch.no_grad():
-        assert bones(input_ids=tokens).logits.equal(model(input_ids=tokens).logits)
+        assert empty(input_ids=tokens).logits.equal(model(input_ids=tokens).logits)
     assert all(before[name].equal(p) for name, p in model.named_parameters())
