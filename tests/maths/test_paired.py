@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.maths.paired import cluster_means, paired_bootstrap, win_rates
+from cdpo_lightning.maths.statistics import cluster_means, paired_bootstrap, win_rates
 
 
 def test_cluster_means_by_hand():
