@@ -189,7 +189,7 @@ class RunConfig:
         return min(self.policy.epochs, bound or self.policy.epochs)
 
     def _lambda_of(self, who: str) -> dict[str, object]:
-        """Return what replaces `constraint`'s start of lambda: PPO-Lag's own and its update, a constant of `cost_only` or a baseline."""
+        """Return what replaces `constraint`'s start of lambda: PPO-Lag's own and its update, or a constant."""
         if METHODS[who].trainer == "ppo":
             own = self.ppo
             return {"update": own.update, "lambda_init": own.lambda_init, "lambda_lr": own.lambda_lr}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader, sorted_batches
+from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader, choose_prompts, sorted_batches
 
 LENGTHS = [(37 * i) % 101 for i in range(500)]
 
@@ -86,3 +86,18 @@ def test_a_resumed_loader_reads_the_next_epoch_from_the_start():
     resumed.load_state_dict({"batches": 5})
     assert len(list(resumed)) == 58
     assert list(resumed) == list(loader())
+
+
+def test_choose_prompts():
+    assert choose_prompts(5, 0, 1).tolist() == choose_prompts(5, 5, 1).tolist() == choose_prompts(5, 9, 1).tolist()
+    assert choose_prompts(5, 0, 1).tolist() == [0, 1, 2, 3, 4]
+    chosen = choose_prompts(100, 10, 1).tolist()
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 10
+    assert choose_prompts(100, 10, 1).tolist() == chosen != choose_prompts(100, 10, 2).tolist()
+
+
+def test_every_prompt_is_chosen_as_often_as_the_others():
+    """1000 rounds of 3 of 10: 300 each, standard error sqrt(1000 0.3 0.7) = 14.5."""
+    count = torch.cat([choose_prompts(10, 3, seed) for seed in range(1000)]).bincount(minlength=10)
+    assert (count - 300).abs().max() < 4.5 * 14.5

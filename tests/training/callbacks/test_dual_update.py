@@ -8,39 +8,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cdpo_lightning.config import ConstraintConfig, PolicyConfig
+from cdpo_lightning.config import PolicyConfig
+from cdpo_lightning.constraints.constraint import Constraint, DualState
+from cdpo_lightning.constraints.measures import Mean
+from cdpo_lightning.constraints.updates import Projected
+from cdpo_lightning.data.batching import choose_prompts
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.evaluation.evaluator import Measurement
-from cdpo_lightning.maths.statistics import Estimate
 from cdpo_lightning.models.sampling.generation import Sample
 from cdpo_lightning.store.history import History
 from cdpo_lightning.streams import Stream, stream_seed
-from cdpo_lightning.training.callbacks.dual_update import (
-    DualUpdate,
-    choose_prompts,
-    effective_share,
-    next_lambda,
-    on_policy_pairs,
-)
-from cdpo_lightning.training.data_modules.pair_data import DualState, PairDataModule
+from cdpo_lightning.training.callbacks.dual_update import DualUpdate, effective_share, on_policy_pairs
+from cdpo_lightning.training.callbacks.round_log import RoundLog
+from cdpo_lightning.training.data_modules.pair_data import BestRound, PairDataModule
+from cdpo_lightning.training.dual_loop import DualLoop
 
 BETA = 0.5
-
-
-def test_choose_prompts():
-    assert choose_prompts(5, 0, 1).tolist() == choose_prompts(5, 5, 1).tolist() == choose_prompts(5, 9, 1).tolist()
-    assert choose_prompts(5, 0, 1).tolist() == [0, 1, 2, 3, 4]
-    chosen = choose_prompts(100, 10, 1).tolist()
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) == 10
-    assert choose_prompts(100, 10, 1).tolist() == chosen != choose_prompts(100, 10, 2).tolist()
-
-
-def test_every_prompt_is_chosen_as_often_as_the_others():
-    """1000 rounds of 3 of 10: 300 each, standard error sqrt(1000 0.3 0.7) = 14.5."""
-    count = torch.cat([choose_prompts(10, 3, seed) for seed in range(1000)]).bincount(minlength=10)
-    assert (count - 300).abs().max() < 4.5 * 14.5
 
 
 def measurement(prompts=3, samples=4, cost=None, tokens=None, **changes):
@@ -52,8 +37,10 @@ def measurement(prompts=3, samples=4, cost=None, tokens=None, **changes):
         samples=[Sample(int(p), t, t[-1] == 1, -1.0) for p, t in zip(prompt, tokens, strict=True)],
         texts=[(f"p{p}", str(t)) for p, t in zip(prompt.tolist(), tokens, strict=True)],
         prompt=prompt,
-        reward=number.double() / 10,
-        cost=(number % 3 - 1).double() if cost is None else torch.tensor(cost, dtype=torch.float64),
+        scores={
+            "reward": number.double() / 10,
+            "cost": (number % 3 - 1).double() if cost is None else torch.tensor(cost, dtype=torch.float64),
+        },
         policy_logp=torch.full((count,), -1.0, dtype=torch.float64),
         reference_logp=torch.full((count,), -1.0, dtype=torch.float64),
         scored=count,
@@ -67,8 +54,10 @@ def base_table(prompts=6):
         prompts=tuple((9, p) for p in range(prompts)),
         responses=tuple((10 + p, k, 1) for p in range(prompts) for k in (2, 3)),
         prompt_N=torch.arange(2 * prompts) // 2,
-        reward_N=torch.zeros(2 * prompts, dtype=torch.float64),
-        cost_N=torch.tensor([c for p in range(prompts) for c in (p - 2, 5)], dtype=torch.float64),
+        scores={
+            "reward": torch.zeros(2 * prompts, dtype=torch.float64),
+            "cost": torch.tensor([c for p in range(prompts) for c in (p - 2, 5)], dtype=torch.float64),
+        },
         reference_logp_N=torch.zeros(2 * prompts, dtype=torch.float64),
         pair_M2=torch.arange(2 * prompts).view(-1, 2),
         draw_M=draws(prompts, 0),
@@ -80,8 +69,8 @@ CHOSEN = torch.tensor([0, 2, 5])
 
 def test_on_policy_pairs_are_of_the_same_prompt_with_their_own_constants():
     measured, base = measurement(), base_table()
-    measured = replace(measured, reference_logp=-torch.arange(12, dtype=torch.float64))
-    pairs = on_policy_pairs(measured, base, CHOSEN, per_prompt=50, seed=1, number=1)
+    measured = replace(measured, prompt=CHOSEN[measured.prompt], reference_logp=-torch.arange(12, dtype=torch.float64))
+    pairs = on_policy_pairs(measured, base, per_prompt=50, seed=1, number=1)
     assert pairs.prompts == base.prompts
     seen = set()
     for first, second in pairs.pair_M2.tolist():
@@ -91,8 +80,7 @@ def test_on_policy_pairs_are_of_the_same_prompt_with_their_own_constants():
             sample = pairs.responses[i][0] - 20
             seen.add(sample)
             assert pairs.prompt_N[i] == CHOSEN[sample // 4]
-            assert pairs.reward_N[i] == measured.reward[sample]
-            assert pairs.cost_N[i] == measured.cost[sample]
+            assert all(pairs.scores[name][i] == score[sample] for name, score in measured.scores.items())
             assert pairs.reference_logp_N[i] == -sample
     assert seen == set(range(12))
     assert len(pairs.draw_M) == len(pairs)
@@ -101,7 +89,7 @@ def test_on_policy_pairs_are_of_the_same_prompt_with_their_own_constants():
 def test_on_policy_pairs_are_uniform_over_the_ordered_pairs():
     """Of 4 samples two are drawn with replacement; the 12 ordered pairs of different ones each have 1/16 of the draws."""
     count = 16_000
-    pairs = on_policy_pairs(measurement(prompts=1), base_table(), CHOSEN[:1], count, seed=0, number=1)
+    pairs = on_policy_pairs(measurement(prompts=1), base_table(), count, seed=0, number=1)
     assert abs(len(pairs) - 0.75 * count) < 4 * (count * 0.75 * 0.25) ** 0.5
     seen = (pairs.pair_M2[:, 0] * 4 + pairs.pair_M2[:, 1]).bincount(minlength=16).view(4, 4).double()
     assert seen.diagonal().tolist() == [0] * 4
@@ -112,7 +100,7 @@ def test_equal_samples_make_no_pair_but_keep_their_weight():
     """Three of four samples are one text: it meets the other one in 2 (3/4)(1/4) of the draws."""
     tokens = [(7, 1), (8, 1), (7, 1), (7, 1)]
     count = 8000
-    pairs = on_policy_pairs(measurement(prompts=1, tokens=tokens), base_table(), CHOSEN[:1], count, seed=0, number=1)
+    pairs = on_policy_pairs(measurement(prompts=1, tokens=tokens), base_table(), count, seed=0, number=1)
     assert {tuple(pairs.responses[i] for i in ends) for ends in pairs.pair_M2.tolist()} == {
         ((7, 1), (8, 1)), ((8, 1), (7, 1)),
     }  # fmt: skip
@@ -120,57 +108,19 @@ def test_equal_samples_make_no_pair_but_keep_their_weight():
 
 
 def test_a_policy_that_always_says_the_same_gives_no_pair():
-    pairs = on_policy_pairs(measurement(tokens=[(7, 1)] * 12), base_table(), CHOSEN, 5, seed=0, number=1)
+    pairs = on_policy_pairs(measurement(tokens=[(7, 1)] * 12), base_table(), 5, seed=0, number=1)
     assert pairs.pair_M2.shape == (0, 2)
-    data = PairDataModule(base_table(), PolicyConfig(beta=BETA), 0.0, 0)
+    objective = LagrangianPreference(BETA, "soft")
+    data = PairDataModule(base_table(), PolicyConfig(beta=BETA), objective, DualState(lam={}), 0)
     data.refresh(pairs)
     assert len(data.table) == 6
 
 
 def test_on_policy_pairs_belong_to_their_seed():
-    first, again, other = (on_policy_pairs(measurement(), base_table(), CHOSEN, 20, seed, 1) for seed in (1, 1, 2))
+    first, again, other = (on_policy_pairs(measurement(), base_table(), 20, seed, 1) for seed in (1, 1, 2))
     assert torch.equal(first.pair_M2, again.pair_M2)
     assert torch.equal(first.draw_M, again.draw_M)
     assert not torch.equal(first.pair_M2, other.pair_M2)
-
-
-def cost(mean):
-    return Estimate(mean, 0.1, mean - 0.2, mean + 0.2, 12, 3)
-
-
-def step(state, mean=1.0, variance=2.0, **constraint):
-    c = ConstraintConfig(**{"c_limit": 0.5, "lambda_lr": 0.1, "lambda_max": 2.0, "lambda_init": 1.0} | constraint)
-    return next_lambda(c, BETA, state, cost(mean), variance)
-
-
-def test_next_lambda_of_each_update_by_hand():
-    """Violation 0.5. newton: 1 + 0.5 (0.5 0.5 / 2); projected: 1 + 0.1 0.5; log: exp(0.1 1 0.5).
-
-    pi: the integral goes from 0.8 to 0.85, and lambda to that plus 2 in units of the rate 0.1 times the violation.
-    """
-    state = DualState(lam=1.0, integral=0.8)
-    assert step(state, update="newton", damping=0.5) == (pytest.approx(1.0625), 0.8)
-    assert step(state, update="newton", damping=1.0, max_step=0.1) == (pytest.approx(1.1), 0.8)
-    assert step(state, update="projected") == (pytest.approx(1.05), 0.8)
-    assert step(state, update="log") == (pytest.approx(math.exp(0.05)), 0.8)
-    assert step(state, update="pi", proportional=2.0) == (pytest.approx(0.95), pytest.approx(0.85))
-
-
-@pytest.mark.parametrize("update", ["newton", "projected", "log", "pi"])
-def test_every_update_goes_the_right_way_and_stays_in_its_range(update):
-    """A violated limit raises lambda, a slack one lowers it; neither beyond [0, lambda_max]."""
-    state = DualState(lam=1.0, integral=1.0)
-    assert step(state, mean=0.6, update=update)[0] > 1.0 > step(state, mean=0.4, update=update)[0]
-    strong = {"update": update, "lambda_lr": 100.0, "damping": 1.0, "max_step": 100.0}
-    assert step(state, mean=50.0, variance=0.01, **strong)[0] == 2.0
-    assert step(state, mean=-50.0, variance=0.01, **strong)[0] == pytest.approx(0, abs=1e-4)
-    with pytest.raises(NumericsError):
-        step(state, mean=math.nan, update=update)
-
-
-@pytest.mark.parametrize("kind", ["fixed", "none"])
-def test_without_a_loop_lambda_stays(kind):
-    assert step(DualState(lam=1.0, integral=0.3), kind=kind) == (1.0, 0.3)
 
 
 def test_effective_share_is_one_where_the_policy_is_the_optimum():
@@ -178,10 +128,11 @@ def test_effective_share_is_one_where_the_policy_is_the_optimum():
     measured = measurement()
     lam = 0.7
     z = torch.tensor([0.3, -2.0, 5.0], dtype=torch.float64)[measured.prompt]
-    utility = measured.reward - lam * measured.cost
+    reward, cost = measured.scores["reward"], measured.scores["cost"]
+    utility = reward - lam * cost
     at_optimum = replace(measured, policy_logp=measured.reference_logp + utility / BETA - z)
     assert effective_share(at_optimum, utility, BETA) == pytest.approx(1.0)
-    assert effective_share(at_optimum, measured.reward - 1.7 * measured.cost, BETA) < 0.9
+    assert effective_share(at_optimum, reward - 1.7 * cost, BETA) < 0.9
 
 
 def test_effective_share_by_hand():
@@ -205,17 +156,15 @@ class Script:
 class Loop:
     """The callback on a module of one weight, without a trainer."""
 
-    def __init__(self, tmp_path, *rounds, refresh=3, **constraint):
-        values = {"c_limit": 0.0, "prompts": 3, "samples_per_prompt": 4, "update": "projected", "lambda_lr": 0.5}
-        self.constraint = ConstraintConfig(**values | constraint)
-        self.policy = PolicyConfig(beta=BETA, refresh=refresh, labels="soft")
-        self.data = PairDataModule(base_table(), self.policy, 0.2, 0)
-        self.history, self.evaluator, self.message = History(tmp_path / "history.csv", False), Script(*rounds), []
-        self.folder = tmp_path
-        self.callback = DualUpdate(
-            self.constraint, self.policy, self.evaluator, [f"p{i}" for i in range(6)], self.history, "cdpo", tmp_path, 7,
-            self.message.append,
-        )  # fmt: skip
+    def __init__(self, tmp_path, *rounds, refresh=3, limit=0.0, lam=0.2, every_k_epochs=1, lam_max=20.0):
+        constraints = (Constraint("cost", "cost", Mean(), limit),)
+        policy = PolicyConfig(beta=BETA, refresh=refresh, labels="soft")
+        objective = LagrangianPreference(BETA, "soft", constraints)
+        self.data = PairDataModule(base_table(), policy, objective, DualState(lam={"cost": lam}), 0)
+        self.history, self.evaluator, self.shown = History(tmp_path / "history.csv", False), Script(*rounds), []
+        loop = DualLoop(constraints, Projected(0.5, lam_max), BETA, every_k_epochs, 3, 4, seed=7)
+        log = RoundLog(self.history, "cdpo", self.shown.append)
+        self.callback = DualUpdate(loop, self.evaluator, [f"p{i}" for i in range(6)], log, tmp_path, refresh)
         self.module = SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False), log_dict=lambda *_, **__: None)
 
     def end_epoch(self, epoch=0, weight=0.0):
@@ -229,10 +178,11 @@ def test_a_round_by_hand(tmp_path):
     loop = Loop(tmp_path, measurement(cost=[1.0] * 4 + [2.0] * 4 + [3.0] * 4))
     loop.end_epoch(epoch=4)
     state = loop.data.dual
-    assert (state.lam, state.round, state.sampled, state.scored) == (pytest.approx(1.2), 1, 12, 12)
-    assert state.expected_cost == 2.0
+    counts = loop.data.counts
+    assert (state.lam["cost"], state.round, counts.samples, counts.scored) == (pytest.approx(1.2), 1, 12, 12)
+    assert state.measured["cost"] == 2.0
     # Residual sums -4, 0, 4: se^2 = 3/2 (16 + 16) / 144 = 1/3.
-    assert state.expected_cost_se == pytest.approx(3**-0.5)
+    assert state.measured_se["cost"] == pytest.approx(3**-0.5)
     (row,) = loop.history.rows
     expected = {
         "stage": "policy", "who": "cdpo", "epoch": 4, "step": 50, "round": 1, "dual/lambda": 0.2,
@@ -240,7 +190,8 @@ def test_a_round_by_hand(tmp_path):
         "dual/expected_reward": pytest.approx(0.55), "dual/response_tokens": 2.0, "dual/unfinished": 0.0,
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
-    assert loop.message == [row | {"dual/c_limit": 0.0}]
+    assert loop.shown == [row]
+    assert row["dual/c_limit"] == 0.0
     assert len(loop.data.fresh) == 1
 
 
@@ -252,15 +203,14 @@ def test_the_round_samples_the_prompts_it_chose(tmp_path):
     assert samples == (4, 4)
     assert seeds[0] != seeds[1]
     for number, (requested, fresh) in enumerate(zip(prompts, loop.data.fresh, strict=True), 1):
-        chosen = choose_prompts(6, 3, stream_seed(loop.callback.seed, Stream.DUAL_PROMPTS, number))
+        chosen = choose_prompts(6, 3, stream_seed(loop.callback.loop.seed, Stream.DUAL_PROMPTS, number))
         assert requested == tuple(f"p{i}" for i in chosen.tolist())
         assert set(fresh.prompt_N.tolist()) == set(chosen.tolist())
 
 
 def test_label_flips_are_those_of_the_pairs_trained_on(tmp_path):
     """Rewards are 0 and costs p - 2 < 5: response 0 is preferred as soon as lambda > 0, so from 0 to 1 a tie ends in each pair."""
-    loop = Loop(tmp_path, measurement(cost=[2.0] * 12))
-    loop.data.update(lam=0.0)
+    loop = Loop(tmp_path, measurement(cost=[2.0] * 12), lam=0.0)
     loop.end_epoch()
     assert loop.history.rows[0]["dual/label_flips"] == 1.0
 
@@ -289,20 +239,18 @@ def test_without_refresh_the_pairs_stay_those_of_the_data(tmp_path):
 )
 def test_alarms(tmp_path, costs, lam, c_limit, alarm):
     """The data's lowest costs are -2, -1, 0, 1, 2, 3: their mean is 0.5, so a limit below it is infeasible."""
-    loop = Loop(tmp_path, measurement(cost=costs), c_limit=c_limit, lambda_max=2.0)
-    loop.data.update(lam=lam)
+    loop = Loop(tmp_path, measurement(cost=costs), limit=c_limit, lam_max=2.0, lam=lam)
     loop.end_epoch()
-    assert loop.data.dual.alarm == alarm
+    assert loop.data.dual.alarm == {"cost": alarm}
 
 
 def test_the_lowest_cost_seen_counts_the_samples_too(tmp_path):
     """Samples of cost -10 for the three prompts of the round replace what the data had for these."""
     loop = Loop(tmp_path, measurement(cost=[-10.0] * 12))
-    assert loop.data.dual.lowest_cost == pytest.approx(0.5)
     loop.end_epoch()
-    chosen = set(choose_prompts(6, 3, stream_seed(loop.callback.seed, Stream.DUAL_PROMPTS, 1)).tolist())
+    chosen = set(choose_prompts(6, 3, stream_seed(loop.callback.loop.seed, Stream.DUAL_PROMPTS, 1)).tolist())
     expected = sum(-10 if p in chosen else p - 2 for p in range(6)) / 6
-    assert loop.data.dual.lowest_cost == pytest.approx(expected)
+    assert loop.data.dual.lowest == {"cost": pytest.approx(expected)}
 
 
 def test_the_best_feasible_round_is_kept(tmp_path):
@@ -311,14 +259,14 @@ def test_the_best_feasible_round_is_kept(tmp_path):
     for reward, costs, kl in [(9, 0.5, 0), (1, -0.5, 0), (3, 0.0, 0), (2, -0.5, 0), (4, -0.5, 4)]:
         made = measurement(cost=[costs - 0.1, costs, costs, costs + 0.1] * 3)
         value = torch.full((12,), float(reward), dtype=torch.float64)
-        rounds.append(replace(made, reward=value, policy_logp=made.reference_logp + kl))
+        rounds.append(replace(made, scores=made.scores | {"reward": value}, policy_logp=made.reference_logp + kl))
     loop = Loop(tmp_path, *rounds)
     kept = tmp_path / "best_feasible.safetensors"
     loop.end_epoch(0, weight=1.0)
     assert not kept.exists()
     for epoch in range(1, 5):
         loop.end_epoch(epoch, weight=epoch + 1.0)
-    assert (loop.data.dual.best_round, loop.data.dual.best_value) == (3, 3.0)
+    assert loop.data.best == BestRound(3, 3.0)
     assert load_file(kept)["weight"].tolist() == [[3.0]]
     assert {path.name for path in tmp_path.iterdir()} == {"best_feasible.safetensors"}
 
@@ -327,4 +275,4 @@ def test_a_cost_that_is_not_finite_is_an_error_and_moves_nothing(tmp_path):
     loop = Loop(tmp_path, measurement(cost=[math.nan] + [0.0] * 11))
     with pytest.raises(NumericsError):
         loop.end_epoch()
-    assert (loop.data.dual.lam, loop.data.dual.round) == (0.2, 0)
+    assert (loop.data.dual.lam["cost"], loop.data.dual.round) == (0.2, 0)
