@@ -55,7 +55,7 @@ def cpu_flash_attention() -> Any:
 def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
     """Return what `module.compile()` has made, None if the module is not compiled.
 
-    torch 2.13: `Module.compile` has no counterpart that tells or undoes it.
+    torch 2.13: no public method returns or undoes the result of `Module.compile`.
     """
     call: Callable[..., Any] | None = module._compiled_call_impl
     return call
@@ -136,7 +136,7 @@ def disable_gguf_progress_bar() -> None:
 def accumulates_gradients(trainer: Any) -> bool:
     """Return whether the batch in progress ends without an optimizer step.
 
-    Lightning 2.6.6: a callback or a strategy is not told, and the rule (last batch of an epoch, several loaders) is not simple.
+    Lightning 2.6.6: no public attribute shows it, and the rule has exceptions (the last batch of an epoch, several loaders).
     """
     return bool(trainer.fit_loop._should_accumulate())
 

@@ -71,6 +71,17 @@ def logp():
     return lambda model: response_logp_of_rows(model, rows, 2, "32-true")
 
 
+@pytest.fixture
+def reloaded(tmp_path):
+    """Save a model as an ordinary Hugging Face folder and load it again."""
+
+    def reload(model):
+        model.save_pretrained(tmp_path)
+        return type(model).from_pretrained(tmp_path)
+
+    return reload
+
+
 @pytest.fixture(scope="session")
 def trained():
     """Change the trainable parameters, as training would: the second matrices of the adapters start at zero."""

@@ -9,7 +9,7 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.heads.score_model import from_causal_lm, pad
 
-EOS = 1  # also the pad token of these models: only the mask tells them from each other
+EOS = 1  # also the pad token of these models: only the mask distinguishes them
 ROUNDING = 1e-5  # most families compute norms or positions in float32 in a float64 model, too
 TEXTS = [[2, 3, EOS], [4, 5, 6, 7, EOS], [8, EOS], [EOS, EOS, EOS]]
 
