@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.models.kernels import attention
 from cdpo_lightning.models.kernels.float32_products import multiply_in_float32
-from cdpo_lightning.models.kernels.products import better_in_float32
+from cdpo_lightning.models.kernels.products import faster_in_float32
 from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.packed_forward import compute_type
 from cdpo_lightning.text.packing import TokenRow, row_length
@@ -101,7 +101,7 @@ def load_model(args: argparse.Namespace) -> nn.Module:
             config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=4096, attn_implementation="sdpa")
             model = LlamaForCausalLM(config).eval()
         if args.attention == "flex_attention":
-            attention.use(model, attention.BLOCKS)
+            attention.use_attention(model, attention.BLOCK_ATTENTION)
     if compute_type(args.precision) == torch.bfloat16:
         multiply_in_float32(model, torch.device(args.device))
     return model.to(args.device, DTYPES[args.precision])
@@ -136,7 +136,7 @@ def matrix_rate(device: str, precision: str, size: int = 2048, repeats: int = 8)
 
     Of bf16 numbers, in float32 where that is faster.
     """
-    dtype = torch.float32 if better_in_float32(torch.device(device)) else compute_type(precision)
+    dtype = torch.float32 if faster_in_float32(torch.device(device)) else compute_type(precision)
     size = 4 * size if device == "cuda" else size
     a, b = (torch.randn(n, size, device=device, dtype=dtype) for n in (2 * size, size))
     for _ in range(3):

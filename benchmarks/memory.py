@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cdpo_lightning.config import ModelConfig, TrainerConfig
-from cdpo_lightning.models.lm.memory import activations, per_rank, shape_of
+from cdpo_lightning.models.lm.memory import activation_bytes, bytes_per_rank, shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 124  # words of the closed-form world
@@ -61,8 +61,8 @@ def estimated(hidden: int, stage: int) -> float:
     assert shape is not None
     trainer = replace(TrainerConfig(), devices=2, strategy=f"deepspeed_zero{stage}")
     tokens = ROWS // 2 * (6 + 2 * PAIRS * 8)
-    held, gathered = sum(per_rank(shape, trainer, stage).values()), 4 * shape.parameters if stage == 3 else 0
-    return held + activations(shape, tokens, "32-true", False) + 4 * shape.parameters + gathered
+    held, gathered = sum(bytes_per_rank(shape, trainer, stage).values()), 4 * shape.parameters if stage == 3 else 0
+    return held + activation_bytes(shape, tokens, "32-true", False) + 4 * shape.parameters + gathered
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from torch import nn
 
 from cdpo_lightning.config import PolicyConfig, TrainerConfig
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm.layers import compiled
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
 from cdpo_lightning.training.modules.policy import PolicyModule
@@ -48,7 +48,7 @@ def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
 def reference_pass(model: nn.Module, rows: Sequence[TokenRow], args: argparse.Namespace) -> torch.Tensor:
     """log pi_ref of all responses."""
     with compiled(model, args.compile, torch.device(args.device)):
-        return logp_of(model, rows, args.batch_size, args.precision)
+        return response_logp_of_rows(model, rows, args.batch_size, args.precision)
 
 
 def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairDataModule:

@@ -12,7 +12,7 @@ import torch
 
 from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.models.heads.score_model import from_causal_lm, pad
-from cdpo_lightning.models.lm.packed_forward import numerics
+from cdpo_lightning.models.lm.packed_forward import precision_context
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     trunk, _ = harness.trunk_and_head(model)
     harness.synchronize(args.device)
     start = time.perf_counter()
-    with harness.profiled(args.profile), torch.no_grad(), numerics(args.precision, torch.device(args.device)):
+    with harness.profiled(args.profile), torch.no_grad(), precision_context(args.precision, torch.device(args.device)):
         for batch in sorted_batches([len(s) for s in sequences], args.batch_size):
             ids, mask = pad([sequences[i] for i in batch])
             padded += ids.numel()

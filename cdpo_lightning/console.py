@@ -7,16 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from cdpo_lightning import ranks, report
+from cdpo_lightning import compat, ranks, report
 from cdpo_lightning.config import RunConfig
 from cdpo_lightning.data.corpus import Corpus
 
@@ -32,7 +30,7 @@ _FORMATS = {
 def quiet_libraries() -> None:
     """Silence what other libraries print during a run: progress bars, and warnings of DeepSpeed and transformers."""
     disable_progress_bar()
-    gguf.tqdm = partial(gguf.tqdm, disable=True)  # transformers' switch above does not reach this bar
+    compat.disable_gguf_progress_bar()
     warnings.filterwarnings("ignore", message=".torch.distributed.*. is deprecated", category=FutureWarning)  # by DeepSpeed
     set_verbosity_error()  # transformers lists the weights that a score model leaves out; our loader refuses what is missing
     if not torch.cuda.is_available():

@@ -12,34 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cdpo_lightning import ranks
-from cdpo_lightning.data.batching import sorted_batches
-from cdpo_lightning.models.lm.packed_forward import numerics, response_logp
+from cdpo_lightning.models.lm.packed_forward import precision_context
 from cdpo_lightning.models.lm.placement import on_device
+from cdpo_lightning.models.lm.response_logp import local_response_logp, response_logp_of_rows
 from cdpo_lightning.models.sampling.generation import Sample, sample
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.scorers.scorer import Scorer, Text
-from cdpo_lightning.text.packing import TokenRow, pack, row_length
+from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.text.templates import Encoder
-
-
-def logp_of(model: nn.Module, rows: Sequence[TokenRow], batch_size: int, precision: str) -> Tensor:
-    """log pi(y|x), nats, float64, of all responses of the rows, in order."""
-    result = ranks.map_over_ranks(rows, lambda own: _logp(model, own, batch_size, precision))
-    return torch.cat(result) if result else torch.empty(0, dtype=torch.float64)
-
-
-@torch.no_grad()
-def _logp(model: nn.Module, rows: list[TokenRow], batch_size: int, precision: str) -> Sequence[Tensor]:
-    """The same, row by row."""
-    lengths = [row_length(*row) for row in rows]
-    offsets = torch.tensor([0, *[len(responses) for _, responses in rows]]).cumsum(0)
-    result = torch.empty(int(offsets[-1]), dtype=torch.float64)
-    with on_device(model) as device, numerics(precision, device):
-        for batch in sorted_batches(lengths, batch_size):
-            logp = response_logp(model, pack([rows[i] for i in batch]).to(device))
-            index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in batch])
-            result[index] = logp.double().cpu()
-    return result.split([len(responses) for _, responses in rows])
 
 
 @dataclass(frozen=True)
@@ -128,7 +108,7 @@ class PolicyEvaluator:
         self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
     ) -> list[list[Sample]]:
         """The samples of each prompt."""
-        with on_device(model) as device, numerics(self.precision, device):
+        with on_device(model) as device, precision_context(self.precision, device):
             if self.engine:
                 result = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
             else:
@@ -143,13 +123,13 @@ class PolicyEvaluator:
         drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, eos, seed)
         rows: list[TokenRow] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
         owners = [number for number, responses in enumerate(drawn) for _ in responses]
-        logp = [float(value) for value in _logp(model, rows, self.batch_size, self.precision)]
+        logp = [float(value) for value in local_response_logp(model, rows, self.batch_size, self.precision)]
         return [Sample(p, tuple(r[0]), r[0][-1] == eos, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]
 
     def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
         """log pi_ref of each sample; equal samples are run once."""
         unique = list(dict.fromkeys((s.prompt, s.tokens) for s in samples))
         rows = [(prompts[prompt], [tokens]) for prompt, tokens in unique]
-        result = logp_of(self.reference, rows, self.batch_size, self.precision)
+        result = response_logp_of_rows(self.reference, rows, self.batch_size, self.precision)
         number = {key: i for i, key in enumerate(unique)}
         return result[[number[s.prompt, s.tokens] for s in samples]]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility
 from cdpo_lightning.data.world.closed_form import World
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.maths import closed_form
 from cdpo_lightning.maths.multipliers import solve_multipliers
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.scorers.scorer import Text
 from cdpo_lightning.text.packing import Ids, TokenRow
 
@@ -105,7 +105,7 @@ class ExactProblem:
 
     def policy_logp(self, policy: nn.Module, batch_size: int, precision: str) -> Tensor:
         """Return log pi of every response, nats, not renormalised."""
-        return logp_of(policy, self.rows, batch_size, precision).view(self.reference_logp.shape)
+        return response_logp_of_rows(policy, self.rows, batch_size, precision).view(self.reference_logp.shape)
 
     def policy_metrics(self, who: str, raw_logp: Tensor) -> dict[str, float]:
         """Return `exact/<who>/*` and `truth/<who>/*` of a policy, whose `policy_logp` is given."""

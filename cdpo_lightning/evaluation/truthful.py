@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.data.records import MultipleChoice
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.maths.statistics import clustered_mean
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.text.templates import Encoder, encode_prompt, encode_response
 
@@ -39,7 +39,7 @@ def option_logps(
     for question, options in requested:
         prompt = tuple(encode_prompt(question, encoder.template, encoder.tokenizer))
         rows += [(prompt, [tuple(encode_response(text, encoder.tokenizer, with_eos=False))]) for text, _ in options]
-    return list(logp_of(model, rows, batch_size, precision).split([len(options) for _, options in requested]))
+    return list(response_logp_of_rows(model, rows, batch_size, precision).split([len(options) for _, options in requested]))
 
 
 def truthfulqa_metrics(

@@ -1,1 +1,1 @@
-"""Networks, without training: the language model, the score model, sampling."""
+"""Networks, without their training: language models, adapters, score and value models, sampling."""

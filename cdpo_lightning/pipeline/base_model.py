@@ -15,7 +15,7 @@ from cdpo_lightning.data.corpus import Corpus, Split
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.adapters import lora
-from cdpo_lightning.models.adapters.quantized import quantized
+from cdpo_lightning.models.adapters.quantized import quantize
 from cdpo_lightning.models.kernels.float32_products import multiply_in_float32
 from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.packed_forward import compute_type
@@ -52,11 +52,11 @@ class Trainables:
         """Return a copy of the model to be trained."""
         if self.model.lora_rank:
             return lora.with_adapters(self.frozen(model), self.model, self.seed, share=self.share_frozen)
-        return causal_lm.freeze_lower(copy.deepcopy(model).requires_grad_(True), self.model.trainable_layers)
+        return causal_lm.freeze_lower_layers(copy.deepcopy(model).requires_grad_(True), self.model.trainable_layers)
 
     def frozen(self, model: nn.Module) -> nn.Module:
         """Return the model as adapters are trained on it: in 4 bits, if the configuration asks for that."""
-        return quantized(model, self.device, compute_type(self.precision)) if self.model.quantize else model
+        return quantize(model, self.device, compute_type(self.precision)) if self.model.quantize else model
 
 
 def make_trainables(config: RunConfig, device: torch.device) -> Trainables:

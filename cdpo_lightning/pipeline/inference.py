@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm.layers import compiled
-from cdpo_lightning.models.lm.placement import park
+from cdpo_lightning.models.lm.placement import offload
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import TokenRow
 
 
 @dataclass(frozen=True)
 class Inference:
-    """The numerics of training without its gradients."""
+    """The precision_context of training without its gradients."""
 
     device: torch.device
     precision: str  # Lightning's name
@@ -27,12 +27,12 @@ class Inference:
     def logp(self, model: nn.Module, rows: list[TokenRow]) -> Tensor:
         """Return log pi(y|x) of the rows' responses in order, nats, float64, [N]."""
         with compiled(model, self.compile, self.device):
-            return logp_of(model, rows, self.batch_size, self.precision)
+            return response_logp_of_rows(model, rows, self.batch_size, self.precision)
 
     def keep(self, model: nn.Module) -> nn.Module:
         """Return the model in evaluation mode, on the device or, with `offload`, in the host's memory until it is used."""
         if self.offload:
-            park(model, self.device)
+            offload(model, self.device)
             return model.eval()
         return model.to(self.device).eval()
 

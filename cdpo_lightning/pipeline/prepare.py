@@ -20,7 +20,7 @@ from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
 from cdpo_lightning.evaluation.exact import ExactProblem, all_rows, all_texts
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.heads.published import require_folder
-from cdpo_lightning.models.lm.packed_forward import compute_type, reads_packed
+from cdpo_lightning.models.lm.packed_forward import compute_type, supports_packing
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.pipeline.base_model import (
     IdentifiedModel,
@@ -88,7 +88,7 @@ def build_evaluation(
     trainables = make_trainables(config, inference.device)
     engine = make_engine(config, folder)
     base = load_base(trainables, tokenizer)
-    if not reads_packed(base.model):
+    if not supports_packing(base.model):
         screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
     begin_run(config, folder)  # not before: what is wrong with data or model is corrected and started again
     settings = FitSettings(

@@ -86,7 +86,7 @@ def trained_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
     """
     config, data, run = _config(inputs, name), _examples(inputs, name), inputs.config
     model = from_causal_lm(inputs.base.model, run.model.scorer_layers)
-    causal_lm.freeze_lower(model.backbone, run.model.scorer_trainable_layers)
+    causal_lm.freeze_lower_layers(model.backbone, run.model.scorer_trainable_layers)
     made_of = inputs.made_of(config, data)
     if name not in run.stages and not inputs.store.holds(name, made_of):
         raise ConfigError(f"stages: {name} is not among them and the store has no such model; add it, or set {name}.path")

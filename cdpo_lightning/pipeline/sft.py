@@ -56,7 +56,7 @@ def fine_tune(inputs: StageInputs) -> tuple[IdentifiedModel, dict[str, Any]]:
             facts["sft/loss"] = -float(logp.sum()) / sum(map(_tokens, held_out))
         return dict(lora.merged(model, inputs.base.model).named_parameters()), facts
 
-    plain = copy.deepcopy(inputs.base.model) if lora.are_in(model) else model
+    plain = copy.deepcopy(inputs.base.model) if lora.has_adapters(model) else model
     artifact = inputs.store.get("sft", inputs.made_of(config.sft, data), make)
     tuned = restored(plain, artifact, inputs.trainables.full_precision_device)
     return IdentifiedModel(tuned, f"sft:{artifact.key}"), artifact.meta

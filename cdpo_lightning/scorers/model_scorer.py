@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.models.heads.score_model import pad
-from cdpo_lightning.models.lm.packed_forward import numerics
+from cdpo_lightning.models.lm.packed_forward import precision_context
 from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.scorers.scorer import Text, require_finite
 from cdpo_lightning.text.templates import encode_scored
@@ -49,7 +49,7 @@ class ModelScorer:
         """Return raw scores of different texts."""
         ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
         scores = torch.empty(len(texts), dtype=torch.float64)
-        with on_device(self.model) as device, numerics(self.precision, device):
+        with on_device(self.model) as device, precision_context(self.precision, device):
             for batch in sorted_batches([len(i) for i in ids], self.batch_size):
                 scores[batch] = self.model(*(t.to(device) for t in pad([ids[i] for i in batch]))).double().cpu()
         return scores.tolist()

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
+from cdpo_lightning.compat import parse_hydra_arguments
 from cdpo_lightning.config import RunConfig, cli_errors, parse
 from cdpo_lightning.errors import ConfigError
 
@@ -128,7 +128,7 @@ def _log(folder: Path, number: int) -> Path:
 
 def _program() -> list[str]:
     """Return the command line of this program before its overrides: Python, the script, and Hydra's `--config-*` options."""
-    args = get_args_parser().parse_args(sys.argv[1:])
+    args = parse_hydra_arguments(sys.argv[1:])
     options = {"--config-path": args.config_path, "--config-name": args.config_name, "--config-dir": args.config_dir}
     given = [part for name, value in options.items() if value for part in (name, value)]
     return [sys.executable, str(Path(sys.argv[0]).resolve()), *given]

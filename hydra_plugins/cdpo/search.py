@@ -16,6 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from cdpo_lightning import compat
 from cdpo_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def tell(study: Study, trial: FrozenTrial, job: JobReturn) -> None:
     if reward is None or cost is None or limit is None:
         study.tell(trial.number, state=TrialState.FAIL)
         return
-    open_trial = Trial(study, trial._trial_id)
+    open_trial = Trial(study, compat.trial_id(trial))
     open_trial.set_constraint(_VIOLATION, cost - limit)  # the sampler prefers settings that meet it
     open_trial.set_user_attr(_VIOLATION, cost - limit)
     open_trial.set_user_attr("folder", str(folder))

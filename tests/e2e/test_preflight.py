@@ -77,8 +77,8 @@ def test_a_sampler_that_is_not_installed_here_is_told(configure: Configure, monk
 
 
 def test_a_log_probability_that_does_not_fit_is_found(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = preflight.logp_of
-    monkeypatch.setattr(preflight, "logp_of", lambda *args: right(*args) + 0.5)
+    right = preflight.response_logp_of_rows
+    monkeypatch.setattr(preflight, "response_logp_of_rows", lambda *args: right(*args) + 0.5)
     with pytest.raises(CDPOError, match=r"step 0: policy and reference differ by 0\.5"):
         check(configure("mode=check"))
 

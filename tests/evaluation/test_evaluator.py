@@ -10,10 +10,11 @@ from cdpo_lightning.config import ClosedFormConfig
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.evaluation.evaluator import ModelScorer, OracleScorer, PolicyEvaluator, logp_of, require_finite
+from cdpo_lightning.evaluation.evaluator import ModelScorer, OracleScorer, PolicyEvaluator, require_finite
 from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.models.lm.packed_forward import response_logp
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import pack
 from cdpo_lightning.text.templates import Encoder, encode_response, encode_scored
 
@@ -110,7 +111,7 @@ def test_logp_of_keeps_the_order_of_the_rows(batch_size):
     rows = [((3,), [(4, 1), (5, 6, 7, 1)]), ((3, 4, 5), [(1,)]), ((6, 7), [(8, 1), (9, 1), (3, 3, 3, 3, 3, 1)])]
     model = language_model()
     expected = torch.cat([response_logp(model, pack([(p, [y])])) for p, responses in rows for y in responses])
-    found = logp_of(model, rows, batch_size, "32-true")
+    found = response_logp_of_rows(model, rows, batch_size, "32-true")
     assert found.dtype == torch.float64
     assert not found.requires_grad
     torch.testing.assert_close(found, expected.detach().double(), rtol=1e-4, atol=0)
@@ -132,7 +133,7 @@ def test_a_measurement_hangs_together(evaluator):
     assert found.reward.tolist() == [WORLD.truth(*text)[0] for text in found.texts]
     rows = [(evaluator.encoder.prompt(prompts[s.prompt]), [s.tokens]) for s in found.samples]
     for name, model in (("policy_logp", policy), ("reference_logp", evaluator.reference)):
-        torch.testing.assert_close(getattr(found, name), logp_of(model, rows, 1, "32-true"), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(getattr(found, name), response_logp_of_rows(model, rows, 1, "32-true"), rtol=1e-4, atol=1e-4)
     assert found.samples == evaluator.measure(policy, prompts, 4, seed=9).samples
     assert found.samples != evaluator.measure(policy, prompts, 4, seed=10).samples
 

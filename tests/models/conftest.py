@@ -1,10 +1,15 @@
-"""Tiny random models of several families; weights large enough that every token's probability is its own."""
+"""Tiny random models of several families, and their log-probabilities computed by other means.
+
+The weights are large enough for the probabilities of all tokens to differ.
+"""
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from cdpo_lightning.evaluation.evaluator import logp_of
+from cdpo_lightning.models.lm.causal_lm import build
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 
 VOCABULARY = 11
 
@@ -19,11 +24,23 @@ def _config(family: type, **changes):
 
 @pytest.fixture(scope="session")
 def make_model():
-    """A model of a family (its configuration class): `make_model(GPT2Config, ...)`, in evaluation mode, float32."""
+    """Make a model of a family, given as its configuration class: `make_model(GPT2Config, ...)`; float32, evaluation mode."""
 
     def make(family: type = LlamaConfig, **changes):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(_config(family, **changes)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llama():
+    """Make a Llama as the package builds it, the same weights at every call: float32, evaluation mode, end token 1."""
+
+    def make(hidden: int = 16, layers: int = 2, heads: int = 2, vocabulary: int = 20) -> nn.Module:
+        sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
+                 "num_attention_heads": heads, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+        return build(sizes, vocabulary, 0, 1, 3).eval()
 
     return make
 
@@ -35,7 +52,7 @@ def any_model(request, make_model):
 
 @pytest.fixture(scope="session")
 def logp_alone():
-    """log pi(y|x) by the plainest way there is: the model's own logits of one sequence, no mask, float64."""
+    """log pi(y|x), nats, from the model's own logits of one sequence, without a mask, in float64."""
 
     def logp(model, prompt, response):
         dtype, model = next(model.parameters()).dtype, model.double()
@@ -49,14 +66,25 @@ def logp_alone():
 
 @pytest.fixture(scope="session")
 def logp():
-    """log pi of three responses to two prompts, [3]."""
+    """log pi of three responses to two prompts, nats, shape [3]."""
     rows = [((3, 4, 5), [(6, 7, 1), (8, 1)]), ((9,), [(10, 11, 12, 1)])]
-    return lambda model: logp_of(model, rows, 2, "32-true")
+    return lambda model: response_logp_of_rows(model, rows, 2, "32-true")
+
+
+@pytest.fixture
+def reloaded(tmp_path):
+    """Save a model as an ordinary Hugging Face folder and load it again."""
+
+    def reload(model):
+        model.save_pretrained(tmp_path)
+        return type(model).from_pretrained(tmp_path)
+
+    return reload
 
 
 @pytest.fixture(scope="session")
 def trained():
-    """A policy with adapters as after some steps: their second matrices, which start at zero, do something."""
+    """Change the trainable parameters, as training would: the second matrices of the adapters start at zero."""
 
     def train(policy, step):
         with torch.no_grad():

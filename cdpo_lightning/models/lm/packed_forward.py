@@ -1,4 +1,9 @@
-"""How a language model reads rows: the log-probabilities of their responses, and whether it can read packed rows."""
+"""The forward pass of a language model over packed rows: log-probabilities and hidden states of the rows' responses.
+
+A packed row is one prompt and several responses, see `text/packing.py`. A model that does not support them (`supports_packing`)
+is given one response a row: slower, with the same results in the same order. Shape legend: N predicted tokens, R responses,
+H hidden.
+"""
 
 from __future__ import annotations
 
@@ -9,111 +14,119 @@ import torch
 from torch import Tensor, nn
 
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.models.kernels.attention import arranged
+from cdpo_lightning.models.kernels.attention import attention_inputs
 from cdpo_lightning.models.kernels.liger import fastest_token_logp
 from cdpo_lightning.models.kernels.logprobs import sum_per_response
 from cdpo_lightning.text.packing import PackedRows, pack, unpack
 
-
-def reads_packed(model: nn.Module) -> bool:
-    """What `settle_rows` noted; a model built here does."""
-    return bool(getattr(model, "packs", True))
+_TOLERANCE = 1e-3  # relative difference of two log-probabilities that rounding in float32 explains
 
 
-def response_states(model: nn.Module, rows: PackedRows) -> Tensor:
-    """The last hidden states that predict the responses' tokens, [N, H]."""
-    if reads_packed(model):
-        rows, mask = arranged(model, rows)
+def supports_packing(model: nn.Module) -> bool:
+    """Return what `detect_packing_support` has recorded; True for a model built here, which needs no detection."""
+    return bool(getattr(model, "packing_supported", True))
+
+
+def response_hidden_states(model: nn.Module, rows: PackedRows) -> Tensor:
+    """Return the last hidden states that predict the responses' tokens, shape [N, H]."""
+    if supports_packing(model):
+        rows, mask = attention_inputs(model, rows)
         inputs = {"input_ids": rows.input_ids_BT, "attention_mask": mask, "position_ids": rows.position_BT}
         return model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[rows.source_N]
     single = unpack(rows)
-    return model.base_model(**_own_inputs(single)).last_hidden_state.flatten(0, 1)[single.source_N]
+    return model.base_model(**_unpacked_inputs(single)).last_hidden_state.flatten(0, 1)[single.source_N]
 
 
 def response_token_logp(model: nn.Module, rows: PackedRows) -> Tensor:
-    """log pi of every token of the responses, nats, shape [N], the end tokens included."""
-    if reads_packed(model):
+    """Return log pi of every token of the responses, end tokens included: nats, shape [N]."""
+    if supports_packing(model):
         head = model.get_output_embeddings()
-        return fastest_token_logp(response_states(model, rows), head.weight, rows.target_N, head.bias)
-    single = unpack(rows)  # the same tokens in the same order
-    logits = model(**_own_inputs(single)).logits.flatten(0, 1)[single.source_N]
+        return fastest_token_logp(response_hidden_states(model, rows), head.weight, rows.target_N, head.bias)
+    single = unpack(rows)  # has the same tokens in the same order
+    logits = model(**_unpacked_inputs(single)).logits.flatten(0, 1)[single.source_N]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.log_softmax(-1).gather(1, single.target_N[:, None])[:, 0]
 
 
 def response_logp(model: nn.Module, rows: PackedRows) -> Tensor:
-    """log pi(y|x), nats, shape [R], of every response of the rows, the end token included."""
+    """Return log pi(y|x) of every response of the rows, end token included: nats, shape [R]."""
     return sum_per_response(response_token_logp(model, rows), rows.response_N, rows.responses)
 
 
 def response_features(model: nn.Module, rows: PackedRows) -> Tensor:
-    """The mean of the last hidden states that predict each response's tokens, of unit length, [R, H] (ours)."""
-    picked = response_states(model, rows).float()
-    total = picked.new_zeros(rows.responses, picked.shape[1]).index_add(0, rows.response_N, picked)
-    return nn.functional.normalize(total, dim=1)  # of the sum as of the mean
+    """Return the mean of the hidden states that predict each response's tokens, scaled to unit length, shape [R, H].
+
+    The choice of this feature is ours, not a paper's.
+    """
+    states = response_hidden_states(model, rows).float()
+    total = states.new_zeros(rows.responses, states.shape[1]).index_add(0, rows.response_N, states)
+    return nn.functional.normalize(total, dim=1)  # sum and mean have the same direction
 
 
-def _own_inputs(rows: PackedRows) -> dict[str, Any]:
-    """What a model that keeps to its own positions and mask is given, of rows of one response each, padded on the right."""
+def _unpacked_inputs(rows: PackedRows) -> dict[str, Any]:
+    """Return the arguments of a model that makes its own positions and causal mask, for rows of one response each."""
     return {"input_ids": rows.input_ids_BT, "attention_mask": (rows.segment_BT >= 0).long(), "use_cache": False}
 
 
 @torch.no_grad()
 def detect_packing_support(model: nn.Module, where: str) -> None:
-    """Notes on the model whether it reads packed rows; if not, its responses are read one a row, which is slower.
+    """Record on the model whether it supports packed rows; see `supports_packing`.
+
+    Args:
+        where: the key and value that named the model, for the message.
 
     Raises:
-        ModelError: it gives other log-probabilities in a padded batch of single responses, too, than one sequence at a time.
+        ModelError: even a padded batch of single responses gives other log-probabilities than one sequence at a time.
     """
-    model.packs = packs(model)  # type: ignore[assignment]
-    if model.packs:
+    model.packing_supported = probe_packing_support(model)  # type: ignore[assignment]
+    if model.packing_supported:
         return
-    prompt, *responses = _probe(model)
-    result = response_logp(model, pack([(prompt, responses)])).tolist()
-    if not _agree(result, model, prompt, responses):
+    prompt, *responses = _probe_sequences(model)
+    padded = response_logp(model, pack([(prompt, responses)])).tolist()
+    if not _matches_single_sequences(padded, model, prompt, responses):
         raise ModelError(
-            f"{where}: {type(model).__name__} gives log-probabilities {result} in a padded batch, expected finite numbers and "
+            f"{where}: {type(model).__name__} gives log-probabilities {padded} in a padded batch, expected finite numbers and "
             "those of one sequence at a time; choose another model"
         )
 
 
 @torch.no_grad()
-def packs(model: nn.Module) -> bool:
-    """Whether a packed row of two responses gives what the model's own logits give of one sequence at a time.
+def probe_packing_support(model: nn.Module) -> bool:
+    """Return whether a packed row of two responses gives the log-probabilities of one sequence at a time.
 
-    Not so where the model changes its logits after the head (a softcap, a scale), or does not keep to the mask and the positions
-    that it is given (ALiBi, recurrence).
+    It does not where the model changes its logits after the head (softcap, scale), or ignores the mask and the positions that it
+    is given (ALiBi, recurrence).
     """
-    prompt, *responses = _probe(model)
+    prompt, *responses = _probe_sequences(model)
     try:
         packed = response_logp(model, pack([(prompt, responses)])).tolist()
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
-    return _agree(packed, model, prompt, responses)
+    return _matches_single_sequences(packed, model, prompt, responses)
 
 
-def _probe(model: nn.Module) -> list[list[int]]:
-    """A prompt and two responses in the model's vocabulary."""
+def _probe_sequences(model: nn.Module) -> list[list[int]]:
+    """Return a prompt and two responses in the model's vocabulary."""
     vocabulary: int = model.get_input_embeddings().num_embeddings
     return [[i % vocabulary for i in ids] for ids in ([1, 2, 3], [4, 5], [6, 7, 8])]
 
 
-def _agree(result: list[float], model: nn.Module, prompt: list[int], responses: list[list[int]]) -> bool:
-    own = [_logp_alone(model, prompt, response) for response in responses]
-    return all(abs(f - a) <= 1e-3 * (1 + abs(a)) for f, a in zip(result, own, strict=True))
+def _matches_single_sequences(logp: list[float], model: nn.Module, prompt: list[int], responses: list[list[int]]) -> bool:
+    expected = [_single_sequence_logp(model, prompt, response) for response in responses]
+    return all(abs(a - b) <= _TOLERANCE * (1 + abs(b)) for a, b in zip(logp, expected, strict=True))
 
 
-def _logp_alone(model: nn.Module, prompt: list[int], response: list[int]) -> float:
+def _single_sequence_logp(model: nn.Module, prompt: list[int], response: list[int]) -> float:
     logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
     return float(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
 
 
 def compute_type(precision: str) -> torch.dtype:
-    """The type of the matrix products under Lightning's `precision`."""
+    """Return the type of the matrix products under Lightning's `precision`."""
     return torch.bfloat16 if precision.startswith("bf16") else torch.float32
 
 
-def numerics(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which a forward pass has the numerics of training under Lightning's `precision`."""
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass rounds as it does in training under Lightning's `precision`."""
     dtype = compute_type(precision)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -1,4 +1,4 @@
-"""Where a frozen model waits: on the device it works on, or parked in the host's memory between two uses."""
+"""The memory of a frozen model: on its compute device, or offloaded to the host's memory until it is used."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 
-def park(model: nn.Module, device: torch.device) -> None:
-    """Leaves the model in the host's memory; `at_work` brings it to `device` and takes it back."""
-    model.works_on = device  # type: ignore[assignment]
+def offload(model: nn.Module, device: torch.device) -> None:
+    """Move the model to the host's memory; `on_device` will bring it to `device` for the time that it is used."""
+    model.compute_device = device  # type: ignore[assignment]
     model.to("cpu")
 
 
 @contextmanager
 def on_device(model: nn.Module) -> Iterator[torch.device]:
-    """The device on which the model works: where it is, or for the time of the context where `park` said."""
-    home = next(model.parameters()).device
-    device = getattr(model, "works_on", home)
-    if device == home:
-        yield home
+    """Yield the device to run the model on. An offloaded model is moved there, and back to the host's memory afterwards."""
+    current = next(model.parameters()).device
+    device = getattr(model, "compute_device", current)
+    if device == current:
+        yield current
         return
     model.to(device)
     try:
         yield device
     finally:
-        model.to(home)
+        model.to(current)

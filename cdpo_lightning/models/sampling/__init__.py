@@ -1,1 +1,1 @@
-"""Sampling of responses, by torch or by vLLM."""
+"""Sampling of responses: with the policy itself and a key-value cache, or with vLLM."""

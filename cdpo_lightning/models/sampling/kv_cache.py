@@ -1,4 +1,4 @@
-"""A key-value cache with room to grow: a new token is written into place, where the library's own copies all that came before."""
+"""A key-value cache with spare positions, which writes a new token in place; transformers' own copies all earlier ones."""
 
 from __future__ import annotations
 
@@ -9,44 +9,51 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 64  # positions that a buffer has left when it is made
+_SPARE_POSITIONS = 64  # free positions of a new buffer
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, T, D] as views of larger buffers; whatever replaces the views is copied at the next token."""
+class PreallocatedLayer(DynamicLayer):
+    """A layer whose keys and values [B, heads, T, D] are views of larger buffers.
+
+    A method of the base class that replaces the views makes the next `update` copy them into new buffers.
+    """
 
     keys: Tensor
     values: Tensor
-    _buffers: tuple[Tensor, Tensor] | None = None
+    _storage: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """All keys and values, the new ones [B, heads, t, D] last."""
+        """Append the new keys and values [B, heads, t, D]; return all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self._buffers is None or self._buffers[0].shape[-2] < end:
-            self._buffers = (_widened(self.keys, key_states, start, end), _widened(self.values, value_states, start, end))
-        keys, values = self._buffers
+        if self._storage is None or self._storage[0].shape[-2] < end:
+            self._storage = (_grown_buffer(self.keys, key_states, start, end), _grown_buffer(self.values, value_states, start, end))
+        keys, values = self._storage
         keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every sequence `repeats` times."""
+        """Repeat every sequence `repeats` times."""
         super().batch_repeat_interleave(repeats)
-        self._buffers = None
+        self._storage = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """These sequences only."""
+        """Keep only the sequences with these indices."""
         super().batch_select_indices(indices)
-        self._buffers = None
+        self._storage = None
 
-    def take_over(self, parts: Sequence[RoomyLayer], repeats: int, length: int) -> None:
-        """Becomes the sequences of all `parts`, each `repeats` times, its positions the last of `length`; the parts are emptied."""
+    def fill_from(self, parts: Sequence[PreallocatedLayer], repeats: int, length: int) -> None:
+        """Take over the sequences of all parts, each `repeats` times, padded on the left to `length`; empty the parts.
+
+        Emptying them one by one keeps the memory at about that of one copy.
+        """
         rows = repeats * sum(part.keys.shape[0] for part in parts)
-        # Zeros: what lies before a short sequence is masked, and must be finite for that.
-        keys, values = (old.new_zeros(rows, old.shape[1], length + _ROOM, old.shape[3]) for old in (parts[0].keys, parts[0].values))
+        # Zeros: padding is masked, but has to be finite.
+        shapes = ((old, (rows, old.shape[1], length + _SPARE_POSITIONS, old.shape[3])) for old in (parts[0].keys, parts[0].values))
+        keys, values = (old.new_zeros(shape) for old, shape in shapes)
         buffers = keys, values
         row = 0
         for part in parts:
@@ -54,36 +61,36 @@ class RoomyLayer(DynamicLayer):
             for buffer, old in zip(buffers, (part.keys, part.values), strict=True):
                 buffer[row : row + count, :, start:length] = old.repeat_interleave(repeats, 0)
             part.reset()
-            part._buffers = None
+            part._storage = None
             row += count
         self.lazy_initialization(*buffers)
-        self._buffers = buffers
+        self._storage = buffers
         self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
 
 
-def _widened(old: Tensor, new: Tensor, start: int, end: int) -> Tensor:
-    """A buffer with room beyond `end` that begins with the `start` positions of `old`."""
-    buffer = new.new_empty(new.shape[0], new.shape[1], end + _ROOM, new.shape[3])
+def _grown_buffer(old: Tensor, new: Tensor, start: int, end: int) -> Tensor:
+    """Return a buffer with spare positions after `end`, in which the first `start` positions are those of `old`."""
+    buffer = new.new_empty(new.shape[0], new.shape[1], end + _SPARE_POSITIONS, new.shape[3])
     if start:
         buffer[:, :, :start] = old
     return buffer
 
 
-def growing_cache(config: Any) -> DynamicCache:
-    """The model's cache, its plain layers with room to grow; layers of another kind (sliding windows) stay the library's."""
+def preallocated_cache(config: Any) -> DynamicCache:
+    """Return an empty cache for the model. Its plain layers are preallocated, others (sliding windows) are transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-def grows_in_place(cache: DynamicCache) -> bool:
-    """Whether all layers are plain ones, which `joined` can put together."""
-    return bool(cache.layers) and all(type(layer) is RoomyLayer for layer in cache.layers)
+def is_preallocated(cache: DynamicCache) -> bool:
+    """Return whether all layers are preallocated ones, which `concatenate_caches` needs."""
+    return bool(cache.layers) and all(type(layer) is PreallocatedLayer for layer in cache.layers)
 
 
-def joined(parts: Sequence[DynamicCache], config: Any, repeats: int, length: int) -> DynamicCache:
-    """One cache of the sequences of all parts, each `repeats` times, filled up on the left to `length`; the parts are emptied."""
-    cache = growing_cache(config)
+def concatenate_caches(parts: Sequence[DynamicCache], config: Any, repeats: int, length: int) -> DynamicCache:
+    """Return one cache with the sequences of all parts, each `repeats` times, padded on the left to `length`; empty the parts."""
+    cache = preallocated_cache(config)
     for number, layer in enumerate(cache.layers):
-        layer.take_over([part.layers[number] for part in parts], repeats, length)
+        layer.fill_from([part.layers[number] for part in parts], repeats, length)
     return cache

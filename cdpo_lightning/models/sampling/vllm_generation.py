@@ -1,7 +1,7 @@
-"""Sampling by vLLM in a process of its own: the policy's weights go through a folder, the tokens come back.
+"""Sample with vLLM in a process of its own, which reads the policy's weights from a folder and returns tokens.
 
-Its samples are those of (seed, prompt), but not the ones that `generation.py` draws, and its kernels round differently: what a
-sample's log-probability is, the policy itself has to say.
+The samples depend on (seed, prompt) alone, but differ from those of `generation.py`, and vLLM's kernels round differently: the
+log-probabilities of its samples have to be computed by the policy itself.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from cdpo_lightning.models.adapters.lora import merged
 from cdpo_lightning.store.files import storage_errors
 
 _WORKER = Path(__file__).with_name("vllm_worker.py")
-# What makes a process a rank, torchrun's own included: with it the other process would wait for a server that nobody started.
-_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "NODE_RANK", "MASTER_", "TORCHELASTIC_")
+# The variables that make a process a rank, those of torchrun included: with them vLLM would wait for a server that does not exist.
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "NODE_RANK", "MASTER_", "TORCHELASTIC_")
 
 
 def installed() -> bool:
-    """Whether vLLM is there to be started."""
+    """Return whether vLLM is installed."""
     return find_spec("vllm") is not None
 
 
 @dataclass(frozen=True)
 class VLLM:
-    """Where weights and requests lie while it samples, in which type it computes, and its share of the GPU's memory."""
+    """A sampler: its folder for weights and requests, the type that it computes in, and its share of the GPU's memory."""
 
     folder: Path
     dtype: torch.dtype
@@ -56,10 +56,12 @@ class VLLM:
     def tokens(
         self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, eos: int, seed: int
     ) -> list[list[tuple[int, ...]]]:
-        """The tokens of `samples` responses to each prompt, the end token included where one ends. All ranks come here together.
+        """Return the tokens of `samples` responses to each prompt, the end token included if the response ended.
+
+        All ranks must call it together.
 
         Raises:
-            ModelError: the process failed.
+            ModelError: vLLM's process failed.
         """
         weights = self.folder / "weights"
         try:
@@ -75,40 +77,41 @@ class VLLM:
                 "samples": samples,
                 "max_new_tokens": max_new_tokens,
                 "eos": eos,
-                "seeds": [_seed_of(seed, ids) for ids in prompts],
+                "seeds": [_prompt_seed(seed, ids) for ids in prompts],
             }
-            result = self._answered(request) if prompts else []
+            result = self._run_worker(request) if prompts else []
             ranks.barrier()
         finally:
             if ranks.is_first():
                 shutil.rmtree(self.folder, ignore_errors=True)
-        return [[_until(eos, ids) for ids in responses] for responses in result]
+        return [[_cut_after_eos(ids, eos) for ids in responses] for responses in result]
 
-    def _answered(self, request: dict[str, Any]) -> list[list[list[int]]]:
-        requested, answer = (self.folder / f"{name}-{ranks.rank()}.json" for name in ("request", "answer"))
-        requested.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, str(_WORKER), str(requested), str(answer)]
+    def _run_worker(self, request: dict[str, Any]) -> list[list[list[int]]]:
+        """Run `vllm_worker.py` on the request; return its answer."""
+        request_file, answer = (self.folder / f"{name}-{ranks.rank()}.json" for name in ("request", "answer"))
+        request_file.write_text(json.dumps(request), encoding="utf-8")
+        command = [sys.executable, str(_WORKER), str(request_file), str(answer)]
         log = self.folder.parent / f"generation-{ranks.rank()}.log"
-        with log.open("w", encoding="utf-8") as message:
-            # A group of its own, which ends as a whole: vllm has children that hold the GPU's memory.
-            process = subprocess.Popen(command, env=_environment(), stdout=message, stderr=message, start_new_session=True)
+        with log.open("w", encoding="utf-8") as output:
+            # A process group of its own, which is killed as a whole: vLLM has child processes that hold the GPU's memory.
+            process = subprocess.Popen(command, env=_worker_environment(), stdout=output, stderr=output, start_new_session=True)
             try:
                 status = process.wait()
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         if status:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2] or "it said nothing"
+            last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2] or "no output"
             raise ModelError(
-                f"generation.engine=vllm: its process ended with status {status} ({last}); see {log}. If it found no room for its "
-                "cache, raise generation.gpu_memory, if the GPU was full, lower it; or resume with generation=torch"
+                f"generation.engine=vllm: its process ended with status {status} ({last}); see {log}. If its cache did not fit, "
+                "raise generation.gpu_memory; if the GPU was full, lower it; or resume with generation=torch"
             )
         result: list[list[list[int]]] = json.loads(answer.read_text(encoding="utf-8"))
         return result
 
 
 def save_weights(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """The model with its adapters merged as an ordinary folder of weights in `dtype`; the copies lie in the host's memory."""
+    """Save the model, adapters merged, as an ordinary Hugging Face folder in `dtype`; copies are made in the host's memory."""
     plain: Any = merged(model)
     shutil.rmtree(folder, ignore_errors=True)
     with storage_errors(folder):
@@ -116,20 +119,21 @@ def save_weights(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         plain.save_pretrained(folder, state_dict={name: value.to("cpu", dtype) for name, value in plain.state_dict().items()})
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with this rank's GPU alone and without what would make the other process a rank."""
-    values = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
+def _worker_environment() -> dict[str, str]:
+    """Return this process's environment, with this rank's GPU as the only one and without the variables of a rank."""
+    values = {name: value for name, value in os.environ.items() if not name.startswith(_RANK_VARIABLES)}
     if torch.cuda.is_available():
-        number, seen = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
-        values["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number] if seen else str(number)
+        index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
+        values["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
     return values
 
 
-def _seed_of(seed: int, prompt: Sequence[int]) -> int:
+def _prompt_seed(seed: int, prompt: Sequence[int]) -> int:
+    """Return a seed of 32 bits that depends on the seed and the prompt."""
     digest = hashlib.blake2b(np.asarray([seed, *prompt], dtype=np.int64).tobytes(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
-def _until(eos: int, tokens: list[int]) -> tuple[int, ...]:
-    """The tokens up to the end token, which is kept."""
+def _cut_after_eos(tokens: list[int], eos: int) -> tuple[int, ...]:
+    """Return the tokens up to the first end token, which is kept."""
     return tuple(tokens[: tokens.index(eos) + 1] if eos in tokens else tokens)

@@ -1,8 +1,8 @@
-"""Samples with vLLM in a process of its own: reads a request, writes the answer, ends; the GPU's memory is free again.
+"""A process that reads a request, samples with vLLM, writes the answer and ends, which frees the GPU's memory.
 
     python vllm_worker.py REQUEST.json ANSWER.json
 
-Run by its path and importing nothing of this package, so that nothing but vLLM decides how the process begins.
+It is run by its path and imports nothing of this package, so that no import of ours comes before vLLM's own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 
-def answer(request: dict[str, Any]) -> list[list[list[int]]]:
-    """The tokens of `samples` responses to each of `prompts` (token ids), the end token included, at temperature 1."""
+def generate(request: dict[str, Any]) -> list[list[list[int]]]:
+    """Return the tokens of `samples` responses to each of `prompts` (token ids), the end token included, at temperature 1."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -27,9 +27,9 @@ def answer(request: dict[str, Any]) -> list[list[list[int]]]:
         max_model_len=request["length"],
         gpu_memory_utilization=request["gpu_memory"],
         skip_tokenizer_init=True,
-        generation_config="vllm",  # none of the model's own: temperature 1 and nothing cut off
+        generation_config="vllm",  # not the model's own settings: temperature 1, no top-p
     )
-    requested = [
+    parameters = [
         SamplingParams(
             n=request["samples"],
             temperature=1.0,
@@ -41,18 +41,19 @@ def answer(request: dict[str, Any]) -> list[list[list[int]]]:
         )
         for seed in request["seeds"]
     ]
-    result = engine.generate([{"prompt_token_ids": ids} for ids in request["prompts"]], requested, use_tqdm=False)
-    return [[[int(token) for token in one.token_ids] for one in output.outputs] for output in result]
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in request["prompts"]], parameters, use_tqdm=False)
+    return [[[int(token) for token in one.token_ids] for one in output.outputs] for output in outputs]
 
 
-def end_with(parent: int) -> None:
-    """Ends this process and all that it has started when the one that asked is gone."""
+def end_with_parent(parent: int) -> None:
+    """Kill this process and its children as soon as its parent process has ended."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    where, to = map(Path, sys.argv[1:])
-    to.write_text(json.dumps(answer(json.loads(where.read_text(encoding="utf-8")))), encoding="utf-8")
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    request_file, answer_file = map(Path, sys.argv[1:])
+    answer = generate(json.loads(request_file.read_text(encoding="utf-8")))
+    answer_file.write_text(json.dumps(answer), encoding="utf-8")

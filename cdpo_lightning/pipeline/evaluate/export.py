@@ -46,7 +46,7 @@ def card(who: str, config: RunConfig, metrics: Mapping[str, Any]) -> str:
 def export_policy(model: nn.Module, tokenizer: Any, folder: Path, who: str, config: RunConfig, metrics: Mapping[str, Any]) -> None:
     """Writes weights (safetensors), tokenizer and card to `folder`, whole or not at all; of adapters what `lora_merge` says."""
     text = card(who, config, metrics)
-    if adapters.are_in(model) and not config.model.lora_merge:
+    if adapters.has_adapters(model) and not config.model.lora_merge:
         _write(lambda location: adapters.save(model, config.model, location), tokenizer, folder, text)
         return
     dtype = torch.bfloat16 if config.trainer.precision == "bf16-true" else torch.float32

@@ -15,7 +15,7 @@ from cdpo_lightning.data.batching import sorted_batches
 from cdpo_lightning.data.pairs.objectives import Objective
 from cdpo_lightning.data.pairs.pair_table import PairTable
 from cdpo_lightning.maths.primal_dual import exploration_bonus
-from cdpo_lightning.models.lm.packed_forward import numerics, response_features
+from cdpo_lightning.models.lm.packed_forward import precision_context, response_features
 from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.text.packing import pack, row_length
 
@@ -42,7 +42,7 @@ class Exploration:
     def _compute(self, table: PairTable, keys: list[_Key]) -> None:
         """Compute the features of these responses."""
         rows = [(table.prompts[prompt], [response]) for prompt, response in keys]
-        with on_device(self._reference) as device, numerics(self._precision, device):
+        with on_device(self._reference) as device, precision_context(self._precision, device):
             for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):
                 features = response_features(self._reference, pack([rows[i] for i in batch]).to(device)).cpu()
                 self._features.update(zip([keys[i] for i in batch], features, strict=True))

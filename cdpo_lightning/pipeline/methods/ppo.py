@@ -10,7 +10,7 @@ from cdpo_lightning.constraints.constraint import REWARD, DualState
 from cdpo_lightning.constraints.dual_round import dual_metrics
 from cdpo_lightning.constraints.updates import make_update
 from cdpo_lightning.models.heads.value_model import ValueModel
-from cdpo_lightning.models.lm.causal_lm import freeze_lower
+from cdpo_lightning.models.lm.causal_lm import freeze_lower_layers
 from cdpo_lightning.pipeline.compute_budget import of_training, round_networks
 from cdpo_lightning.pipeline.methods.preference import TrainedPolicy, shown_multipliers
 from cdpo_lightning.pipeline.methods.starts import start_lambda
@@ -29,10 +29,10 @@ def train_ppo(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> T
     """Return the actor after the last round."""
     lam, start_compute = start_lambda(inputs, method.constraint, method.policy.beta, screen)
     layers, reference = inputs.trainables.model.trainable_layers, inputs.evaluator.reference
-    actor = freeze_lower(copy.deepcopy(reference).requires_grad_(True), layers)
+    actor = freeze_lower_layers(copy.deepcopy(reference).requires_grad_(True), layers)
     critics = {name: ValueModel(reference) for name in (REWARD, *(c.name for c in inputs.constraints))}
     for critic in critics.values():
-        freeze_lower(critic.backbone, layers)
+        freeze_lower_layers(critic.backbone, layers)
     module = PPOModule(actor, critics, method.ppo)
     rows = sft_rows(inputs.evaluator.encoder, inputs.demonstrations) if method.ppo.ptx else []
     data = Rollouts(module, inputs.evaluator, inputs.pairs.prompts, _loop(inputs, method), DualState(lam=lam), rows)

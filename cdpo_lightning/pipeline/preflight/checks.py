@@ -21,9 +21,9 @@ from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.data.pairs.objectives import LagrangianPreference
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.errors import DataError, ModelError, NumericsError
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm import causal_lm, memory
 from cdpo_lightning.models.lm.packed_forward import response_logp
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.pipeline.base_model import load_tokenizer, require_context
 from cdpo_lightning.pipeline.constants import make_training_pairs
 from cdpo_lightning.pipeline.inference import make_inference
@@ -152,7 +152,7 @@ def _check_step_0(config: RunConfig, pairs: Sequence[PreferencePair], encoder: E
 
     def constants(texts: Sequence[Text], rows: list[TokenRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         zero = torch.zeros(len(texts), dtype=torch.float64)
-        return {"reward": zero, "cost": zero}, logp_of(model, rows, config.trainer.inference_batch, "32-true")
+        return {"reward": zero, "cost": zero}, response_logp_of_rows(model, rows, config.trainer.inference_batch, "32-true")
 
     table = make_training_pairs(pairs, encoder, constants, config.seed)[0].table
     objective = LagrangianPreference(config.policy.beta, config.policy.labels)

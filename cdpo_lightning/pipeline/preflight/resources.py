@@ -28,11 +28,11 @@ def _tokens(config: RunConfig) -> int:
     return rows * (model.max_prompt_tokens + 2 * policy.pairs_per_row * model.max_response_tokens)
 
 
-def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None:
+def memory_table(config: RunConfig, shape: memory.ModelShape, screen: Screen) -> None:
     """Memory of a rank under every stage of ZeRO; the trainer's own is marked."""
     trainer = config.trainer
     tokens = _tokens(config)
-    active = memory.activations(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
+    active = memory.activation_bytes(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
     sibling = 0 if trainer.park_frozen else sum(_frozen(config)) * shape.parameters
     screen.say(
         f"memory     {shape.parameters / 1e9:.2f} billion parameters, {shape.trainable / shape.parameters:.0%} trained; "
@@ -42,7 +42,7 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
         f"           {'':<8}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'scorers, ref.':>15}{'sum':>8}"
     )
     for stage, name in enumerate(("ddp" if trainer.processes > 1 else "one", "zero1", "zero2", "zero3")):
-        parts = [*memory.per_rank(shape, trainer, stage).values(), active, sibling]
+        parts = [*memory.bytes_per_rank(shape, trainer, stage).values(), active, sibling]
         weights, gradients, optimizer, *_ = (part / _GB for part in parts)
         chosen = "  <- trainer" if stage == trainer.zero else ""
         screen.say(
@@ -50,8 +50,8 @@ def memory_table(config: RunConfig, shape: memory.Shape, screen: Screen) -> None
             f"{sum(parts) / _GB:>8.1f}{chosen}"
         )
     if trainer.zero == 3:
-        whole, a_layer = trainer.gather == "whole", (shape.parameters - shape.ends) / shape.layers
-        more = 4 * (shape.parameters if whole else shape.ends + a_layer) / _GB
+        whole, a_layer = trainer.gather == "whole", (shape.parameters - shape.embedding_parameters) / shape.layers
+        more = 4 * (shape.parameters if whole else shape.embedding_parameters + a_layer) / _GB
         how = "the parameters are gathered once for all of it" if whole else "embedding, head and a layer at a time"
         screen.say(f"           and {more:.2f} more while a dual round samples: {how}")
     if trainer.park_frozen:
@@ -68,7 +68,7 @@ def _frozen(config: RunConfig) -> list[int]:
     return [0 if shared else 4, *(published if scorer.path else 4 for scorer in (config.reward, config.cost))]
 
 
-def disk(config: RunConfig, shape: memory.Shape, folder: Path, screen: Screen) -> None:
+def disk(config: RunConfig, shape: memory.ModelShape, folder: Path, screen: Screen) -> None:
     """Raises:
     ConfigError: the disk of `run_dir` has no room for the checkpoints.
     """

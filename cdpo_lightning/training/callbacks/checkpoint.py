@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from cdpo_lightning import ranks
+from cdpo_lightning import compat, ranks
 from cdpo_lightning.data.batching import ResumableLoader
 from cdpo_lightning.store.files import remove_old_versions, rotate_versions
 from cdpo_lightning.store.history import History
@@ -38,7 +38,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write a checkpoint if it is due. Not after the last step of an epoch, which `on_train_epoch_end` handles."""
-        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+        if trainer.is_last_batch or compat.accumulates_gradients(trainer):
             return
         # PPO cannot resume within an epoch: it draws new samples for each.
         if not isinstance(trainer.train_dataloader, ResumableLoader):

@@ -23,7 +23,7 @@ from cdpo_lightning.constraints.dual_round import Feedback, HistoryRow, Oracle, 
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws, label_flips
 from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
 from cdpo_lightning.maths.dual import effective_sample_size
-from cdpo_lightning.models.adapters.lora import learned
+from cdpo_lightning.models.adapters.lora import policy_parameters
 from cdpo_lightning.store.files import atomic_file
 from cdpo_lightning.streams import Stream, generator, stream_seed
 from cdpo_lightning.training.callbacks.round_log import RoundLog
@@ -119,7 +119,7 @@ class DualUpdate(L.Callback):
             before, table = data.dual, data.table
             row = self.step(data, measured)
         if self._is_best(data, measured):
-            self._save(host_copies(trainer, learned(pl_module.model)))  # type: ignore[arg-type]
+            self._save(host_copies(trainer, policy_parameters(pl_module.model)))  # type: ignore[arg-type]
         ranks.require_equal("lambda", dict(data.dual.lam))
         if data.objective.relabels:
             utilities = [data.objective.utility(table.scores, table.prompt_N, dual) for dual in (before, data.dual)]

@@ -23,7 +23,7 @@ from cdpo_lightning.constraints.dual_round import HistoryRow, dual_round
 from cdpo_lightning.data.batching import LengthBuckets, sorted_batches
 from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator, SampleCounts
 from cdpo_lightning.maths.ppo import generalised_advantage, kl_coefficient, kl_streams, lagrangian_advantage
-from cdpo_lightning.models.lm.packed_forward import numerics, response_token_logp
+from cdpo_lightning.models.lm.packed_forward import precision_context, response_token_logp
 from cdpo_lightning.models.lm.placement import on_device
 from cdpo_lightning.streams import Stream, generator
 from cdpo_lightning.text.packing import PackedRows, TokenRow, pack, row_length
@@ -150,7 +150,7 @@ class Rollouts(L.LightningDataModule):
         counts = [sum(map(len, responses)) for _, responses in rows]
         result: list[Tensor] = [torch.empty(0)] * len(rows)
         for batch in sorted_batches([row_length(*row) for row in rows], max(1, self.evaluator.batch_size // _PER_ROW)):
-            with numerics(self.evaluator.precision, device):
+            with precision_context(self.evaluator.precision, device):
                 values = network(pack([rows[i] for i in batch]).to(device)).double().cpu()
             for i, part in zip(batch, values.split([counts[i] for i in batch]), strict=True):
                 result[i] = part

@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from cdpo_lightning import compat
+
 
 def linear_warmup_decay(steps: int, warmup: float) -> Callable[[int], float]:
     """Learning-rate factor of a step: up to 1 over the `warmup` share of the steps, then down to 0, both linear."""
@@ -45,7 +47,7 @@ def adamw_groups(
     # On a processor, one pass over the memory instead of eight. With a GPU torch chooses by itself: parameters may still be moved.
     fused = None if torch.cuda.is_available() else True
     optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99), fused=fused)
-    optimizer._step_supports_amp_scaling = False  # there is no scaler; Lightning clips no gradients where there might be one
+    compat.disable_gradient_scaling(optimizer)  # there is no scaler; Lightning clips no gradients where there might be one
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval},

@@ -34,9 +34,9 @@ def runnable(empty: nn.Module, model: nn.Module, by_layer: bool) -> Iterator[nn.
 
     Args:
         by_layer: gather each layer when it runs; embeddings, last norm and head for the whole block. It takes the memory of one
-            layer, but every rank must run the model equally often: `in_step` is set on the model to tell its callers.
+            layer, but every rank must run the model equally often: `needs_lockstep` is set on the model to tell its callers.
     """
-    empty.in_step = by_layer  # type: ignore[assignment]
+    empty.needs_lockstep = by_layer  # type: ignore[assignment]
     layers = list(zip(layers_of(empty), layers_of(model), strict=True)) if by_layer else []
     in_layers = {id(p) for mine, _ in layers for p in mine.parameters()}
     with ExitStack() as until_the_end:

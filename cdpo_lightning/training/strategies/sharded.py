@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdpo_lightning import ranks
+from cdpo_lightning import compat, ranks
 from cdpo_lightning.errors import StorageError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -32,7 +32,7 @@ def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if _steps(engine):
-        _link_moments(engine.optimizer)
+        compat.link_optimizer_states(engine.optimizer)
     own: dict[str, Tensor] = {}
     for number, (name, parameter) in enumerate(_trained(engine)):
         values = {name: safe_get_full_fp32_param(parameter)}
@@ -118,17 +118,7 @@ def _make_moments(engine: Any, steps: int) -> None:
     grouped = [flat for group in sharded.optimizer.param_groups for flat in group["params"]]
     for flat in getattr(sharded, "fp32_partitioned_groups_flat", grouped):
         _fill(sharded.optimizer.state[flat], flat, steps)
-    _link_moments(sharded)
-
-
-def _link_moments(sharded: Any) -> None:
-    """Link every parameter to its moments.
-
-    ZeRO-1 and 2 do so once, after the step of the first group, when the moments of the other groups do not exist yet.
-    """
-    if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):
-        sharded._hp_optimizer_states_linked = False
-        sharded._lazy_init_hp_params_optimizer_state()
+    compat.link_optimizer_states(sharded)
 
 
 def _fill(state: dict[str, Any], flat: Tensor, steps: int) -> None:

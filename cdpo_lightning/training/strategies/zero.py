@@ -19,6 +19,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from cdpo_lightning import compat
 from cdpo_lightning.config import TrainerConfig
 from cdpo_lightning.store.files import atomic_folder
 from cdpo_lightning.training.strategies import sharded
@@ -123,8 +124,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Tell DeepSpeed whether this is the last batch before a step."""
-        loop = self.lightning_module.trainer.fit_loop  # type: ignore[union-attr]
-        self.deepspeed_engine.set_gradient_accumulation_boundary(not loop._should_accumulate())
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        self.deepspeed_engine.set_gradient_accumulation_boundary(not compat.accumulates_gradients(trainer))
 
     def on_train_end(self) -> None:
         """Record that the training has reached its end."""
@@ -175,4 +176,4 @@ def _restore(part: nn.Module, own: set[str], weights: dict[int, nn.Parameter]) -
     """Replace DeepSpeed's parameters by ordinary ones, and delete the attributes that it has added to the module."""
     for name in vars(part).keys() - own:
         delattr(part, name)
-    part._parameters = {name: None if p is None else weights[id(p)] for name, p in part._parameters.items()}
+    compat.replace_parameters(part, weights)

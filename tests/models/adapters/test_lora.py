@@ -1,4 +1,4 @@
-"""Adapters: off, they are the base exactly; merged, they are the policy; only they are trained."""
+"""Adapters: disabled, the model equals its base exactly; merged, it equals the policy; nothing else is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,25 +9,21 @@ from torch import nn
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.models.adapters import lora as adapters
-from cdpo_lightning.models.lm.causal_lm import build
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}  # fmt: skip
 Logp = Callable[[nn.Module], torch.Tensor]
+Reloaded = Callable[[nn.Module], nn.Module]
 Trained = Callable[[nn.Module, float], nn.Module]
-CONFIG = ModelConfig(architecture=SIZES, lora_rank=4, lora_alpha=8.0)
+CONFIG = ModelConfig(lora_rank=4, lora_alpha=8.0)
 
 
 @pytest.fixture
-def base() -> nn.Module:
-    return build(SIZES, 20, 0, 1, 3).eval()
+def base(make_llama: Callable[..., nn.Module]) -> nn.Module:
+    return make_llama(hidden=32)
 
 
-def test_the_reference_is_the_base_with_adapters_off_exactly_and_shares_its_weights(
+def test_without_its_adapters_the_policy_equals_the_base_exactly_and_shares_its_weights(
     base: nn.Module, logp: Logp, trained: Trained
 ) -> None:
     from peft.tuners.lora import LoraLayer
@@ -46,21 +42,19 @@ def test_the_reference_is_the_base_with_adapters_off_exactly_and_shares_its_weig
     assert mine == {p.data_ptr() for p in base.parameters()}
 
 
-def test_the_merged_model_is_an_ordinary_one_that_computes_the_same(
-    base: nn.Module, tmp_path: Path, logp: Logp, trained: Trained
+def test_the_merged_model_is_ordinary_and_has_the_same_output(
+    base: nn.Module, reloaded: Reloaded, logp: Logp, trained: Trained
 ) -> None:
     policy = trained(adapters.with_adapters(base, CONFIG, 0), 0.3)
     plain = adapters.merged(policy)
     torch.testing.assert_close(logp(plain), logp(policy), rtol=0, atol=1e-5)
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in base.named_parameters()]
-    plain.save_pretrained(tmp_path)  # type: ignore[operator]
-    read = type(base).from_pretrained(tmp_path)  # type: ignore[attr-defined]
-    torch.testing.assert_close(logp(read), logp(policy), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logp(reloaded(plain)), logp(policy), rtol=0, atol=1e-5)
     assert adapters.merged(base) is base
 
 
-def test_a_second_stage_goes_on_with_the_adapters_of_the_first(base: nn.Module, logp: Logp, trained: Trained) -> None:
-    """PD-DPO's policy starts where its reward policy ended, and leaves that as it is."""
+def test_a_second_stage_continues_with_the_adapters_of_the_first(base: nn.Module, logp: Logp, trained: Trained) -> None:
+    """PD-DPO's policy starts from its reward policy, and does not change that."""
     first = trained(adapters.with_adapters(base, CONFIG, 0), 0.3)
     before = logp(first)
     second = adapters.with_adapters(first, CONFIG, 1)
@@ -68,20 +62,20 @@ def test_a_second_stage_goes_on_with_the_adapters_of_the_first(base: nn.Module, 
     trained(second, 0.3)
     assert logp(first).equal(before)
     assert not logp(second).equal(before)
-    count = [sum(p.numel() for p in adapters.learned(model).values()) for model in (first, second)]
+    count = [sum(p.numel() for p in adapters.policy_parameters(model).values()) for model in (first, second)]
     assert count[0] == count[1]
 
 
-def test_only_the_adapters_are_trained_and_kept(base: nn.Module) -> None:
-    """Rank 4 beside 7 linear layers of 2 blocks: 4 * (inputs + outputs) each; the head and the embedding have none."""
+def test_only_the_adapters_are_trained_and_listed(base: nn.Module) -> None:
+    """Rank 4 on 7 linear layers of 2 blocks: 4 * (inputs + outputs) each; head and embedding have no adapters."""
     policy = adapters.with_adapters(base, CONFIG, 0)
     count = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     assert count == 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))
-    assert sum(p.numel() for p in adapters.learned(policy).values()) == count
-    assert set(adapters.learned(base)) == {name for name, _ in base.named_parameters()}
+    assert sum(p.numel() for p in adapters.policy_parameters(policy).values()) == count
+    assert set(adapters.policy_parameters(base)) == {name for name, _ in base.named_parameters()}
 
 
-def test_the_adapters_alone_are_read_by_peft(base: nn.Module, tmp_path: Path, logp: Logp, trained: Trained) -> None:
+def test_peft_reads_the_saved_adapters(base: nn.Module, tmp_path: Path, logp: Logp, trained: Trained) -> None:
     from peft import PeftModel
 
     policy = trained(adapters.with_adapters(base, CONFIG, 0), 0.3)
@@ -90,7 +84,7 @@ def test_the_adapters_alone_are_read_by_peft(base: nn.Module, tmp_path: Path, lo
     torch.testing.assert_close(logp(read.get_base_model()), logp(policy), rtol=0, atol=1e-6)
 
 
-def test_the_start_belongs_to_the_seed(base: nn.Module) -> None:
-    first, again, other = (adapters.learned(adapters.with_adapters(base, CONFIG, seed)) for seed in (1, 1, 2))
+def test_the_initial_adapters_depend_on_the_seed(base: nn.Module) -> None:
+    first, again, other = (adapters.policy_parameters(adapters.with_adapters(base, CONFIG, seed)) for seed in (1, 1, 2))
     assert all(first[name].equal(again[name]) for name in first)
     assert any(not first[name].equal(other[name]) for name in first)

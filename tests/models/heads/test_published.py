@@ -1,4 +1,4 @@
-"""Score models in the layouts they are published in, each against a forward pass written here from the weights alone."""
+"""Score models in their published layouts, each compared with a forward pass written here from the weights alone."""
 
 import json
 import re
@@ -21,10 +21,10 @@ from transformers import (
 
 from cdpo_lightning.config import ScorerConfig
 from cdpo_lightning.errors import ConfigError, ModelError
-from cdpo_lightning.evaluation.evaluator import ModelScorer
 from cdpo_lightning.models.heads.published import load_score_model, local_folder
 from cdpo_lightning.models.heads.score_model import pad
 from cdpo_lightning.models.lm.causal_lm import word_tokenizer
+from cdpo_lightning.scorers.model_scorer import ModelScorer
 
 WORDS = [
     "BEGINNING",
@@ -51,14 +51,14 @@ def scorer_of(folder: Path, template: str, **options) -> ModelScorer:
     return ModelScorer(model, tokenizer, template, 64, 2, "32-true", "x", float(config.sign))
 
 
-def test_half_the_width_gives_nearly_the_same_scores(beaver):
-    """As a run in bf16 reads a published model; a score of an untrained one is of order 1."""
+def test_scores_in_bf16_are_nearly_those_in_float32(beaver):
+    """A run in bf16 loads a published model so; the scores of this untrained one are of order 1."""
     folder = beaver()
-    whole, config = scorer_of(folder, "beaver"), ScorerConfig(path=str(folder), template="beaver", max_tokens=64)
+    full, config = scorer_of(folder, "beaver"), ScorerConfig(path=str(folder), template="beaver", max_tokens=64)
     model, tokenizer = load_score_model(config, CPU, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     half = ModelScorer(model, tokenizer, "beaver", 64, 2, "bf16-mixed", "x", 1.0)
-    torch.testing.assert_close(half.score(TEXTS), whole.score(TEXTS), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(half.score(TEXTS), full.score(TEXTS), rtol=0.05, atol=0.05)
 
 
 def decoder_config(family: type = LlamaConfig, **changes):
@@ -69,7 +69,7 @@ def decoder_config(family: type = LlamaConfig, **changes):
 
 @pytest.fixture
 def beaver(tmp_path):
-    """A tiny random score model as safe-rlhf saves one, under the names of its classes or with something before them."""
+    """Save a tiny random score model as safe-rlhf does, its weights' names with the given prefix."""
 
     def make(prefix: str = "model.", binary: bool = False, **changes) -> Path:
         torch.manual_seed(1)
@@ -91,7 +91,7 @@ def beaver(tmp_path):
 
 
 def by_hand(folder: Path, prompt: str, response: str) -> float:
-    """Template, eos, a Llama with the file's weights, and the head's product with its last state."""
+    """Return the score from the template, an eos token, a Llama with the file's weights, and the head times its last state."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     text = f"BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
     ids = [tokenizer.convert_tokens_to_ids(word) for word in text.split()] + [tokenizer.eos_token_id]
@@ -111,22 +111,22 @@ BEAVER_TEXTS = [("is tea good", "yes"), ("tea", "no tea is good"), ("is tea good
 @pytest.mark.parametrize("prefix", ["model.", "model.model.", "module.model."])
 @pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
 def test_the_published_beaver_layout(beaver, prefix, binary):
-    """The three texts are of different lengths, so that two of them are padded in one batch."""
+    """The three texts have different lengths, so that two of them are padded in a batch."""
     folder = beaver(prefix, binary)
     expected = [by_hand(folder, *text) for text in BEAVER_TEXTS]
     assert len({round(score, 3) for score in expected}) == 3
     assert scorer_of(folder, "beaver").score(BEAVER_TEXTS).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_sign_turns_a_safety_score_into_a_cost(beaver):
+def test_sign_minus_one_makes_a_cost_of_a_safety_score(beaver):
     folder = beaver()
     expected = [-by_hand(folder, *text) for text in BEAVER_TEXTS]
     assert scorer_of(folder, "beaver", sign=-1).score(BEAVER_TEXTS).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", [LlamaConfig, GPT2Config, Qwen2Config, MistralConfig], ids=lambda c: c.model_type)
-def test_any_decoder_that_classifies_with_one_label(tmp_path, family):
-    """Truth: the library's own class, one sequence at a time, without padding."""
+def test_decoders_that_classify_with_one_label(tmp_path, family):
+    """The expected scores come from transformers' own class, one sequence at a time, without padding."""
     torch.manual_seed(1)
     theirs = AutoModelForSequenceClassification.from_config(decoder_config(family, num_labels=1)).eval()
     theirs.save_pretrained(tmp_path)
@@ -156,8 +156,8 @@ def pair_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("family", [BertConfig, RobertaConfig], ids=lambda c: c.model_type)
-def test_any_encoder_that_classifies_two_texts_with_one_label(tmp_path, family):
-    """Truth: the library's own class on what the tokenizer makes of two texts, segments and all, one at a time."""
+def test_encoders_that_classify_two_texts_with_one_label(tmp_path, family):
+    """The expected scores come from transformers' own class on the tokenizer's output for two texts, one at a time."""
     torch.manual_seed(1)
     segments = 2 if family is BertConfig else 1
     config = family(
@@ -178,7 +178,7 @@ def test_any_encoder_that_classifies_two_texts_with_one_label(tmp_path, family):
     assert scorer_of(tmp_path, "pair").score(TEXTS).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_revision_of_a_hub_name_is_what_is_fetched(monkeypatch, tmp_path):
+def test_the_given_revision_of_a_hub_name_is_fetched(monkeypatch, tmp_path):
     requested = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda path, revision: requested.append((path, revision)) or str(tmp_path)
@@ -196,8 +196,8 @@ def refused(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_weights_that_are_not_all_there_are_refused(beaver):
-    """They would be filled with random ones."""
+def test_missing_weights_are_refused(beaver):
+    """transformers would fill them with random numbers."""
     folder = beaver()
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "layers.1.mlp.up_proj" not in name}
@@ -214,12 +214,12 @@ def test_a_head_of_several_scores_is_refused(beaver):
     assert "expected a head with one output, got 2" in refused(folder)
 
 
-def test_scores_that_the_model_would_rescale_are_refused(beaver):
+def test_a_model_that_normalizes_its_scores_is_refused(beaver):
     assert "do_normalize=true" in refused(beaver(do_normalize=True))
 
 
-def test_a_language_model_is_no_score_model(tmp_path):
-    """Whatever its config.json says of labels."""
+def test_a_language_model_is_refused(tmp_path):
+    """Whatever the number of labels in its config.json."""
     for labels, says in ((2, "got num_labels=2"), (1, "no weights for score.weight")):
         folder = tmp_path / str(labels)
         config = decoder_config(num_labels=labels)
@@ -237,13 +237,13 @@ def test_a_folder_without_weights_or_tokenizer_is_refused(beaver, tmp_path):
     assert "no such folder" in refused(tmp_path / "gone")
 
 
-def test_a_cut_weight_file_is_refused(beaver):
+def test_a_truncated_weight_file_is_refused(beaver):
     folder = beaver()
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:500])
     assert "no score model could be loaded" in refused(folder)
 
 
-def test_a_hub_that_fails_is_refused(monkeypatch):
+def test_a_failed_download_is_reported(monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
 
@@ -256,13 +256,13 @@ def test_a_hub_that_fails_is_refused(monkeypatch):
     ("keys", "says"),
     [({"sign": 2}, "sign=2"), ({"sign": -1, "path": ""}, "sign=-1"), ({"template": "pair", "path": ""}, "template=pair")],
 )
-def test_a_sign_or_a_template_that_cannot_be_is_refused(keys, says):
+def test_an_invalid_sign_or_template_is_refused(keys, says):
     with pytest.raises(ConfigError, match=says):
         ScorerConfig(**{"path": "x", **keys})
 
 
-def test_config_json_is_what_decides_the_family(beaver):
-    """The layout says nothing of it: the same names with another family's description are not loaded as something else."""
+def test_config_json_decides_the_architecture(beaver):
+    """The layout does not: weights with the config.json of another family are refused."""
     folder = beaver()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))

@@ -1,4 +1,4 @@
-"""A score belongs to the text: not to its padding, nor to the batch it is read in."""
+"""A score depends on the text alone, not on its padding or its batch."""
 
 import copy
 
@@ -9,13 +9,14 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig
 from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.heads.score_model import from_causal_lm, pad
 
-EOS = 1  # the pad token of these models too: only the mask knows which is which
+EOS = 1  # also the pad token of these models: only the mask distinguishes them
+ROUNDING = 1e-5  # most families compute norms or positions in float32 in a float64 model, too
 TEXTS = [[2, 3, EOS], [4, 5, 6, 7, EOS], [8, EOS], [EOS, EOS, EOS]]
 
 
 @pytest.fixture
 def scorer(any_model):
-    """A score model of each family with a head that is not zero, float64."""
+    """A score model of each family with a random head, float64."""
     model = from_causal_lm(any_model, layers=0).double()
     torch.nn.init.normal_(model.head.weight)
     return model.eval()
@@ -29,23 +30,23 @@ def read(model, text, left=0, right=0, filler=EOS):
 @pytest.mark.parametrize(("left", "right"), [(0, 1), (0, 6), (1, 0), (6, 0), (3, 3)])
 def test_the_score_does_not_depend_on_padding(scorer, left, right):
     for text in TEXTS:
-        torch.testing.assert_close(read(scorer, text, left, right), read(scorer, text), rtol=0, atol=1e-6)
+        torch.testing.assert_close(read(scorer, text, left, right), read(scorer, text), rtol=0, atol=ROUNDING)
 
 
-def test_the_score_does_not_depend_on_what_the_padding_is(scorer):
+def test_the_score_does_not_depend_on_the_padding_token(scorer):
     for filler in (0, 5, EOS):
-        torch.testing.assert_close(read(scorer, TEXTS[0], 2, 3, filler), read(scorer, TEXTS[0]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(read(scorer, TEXTS[0], 2, 3, filler), read(scorer, TEXTS[0]), rtol=0, atol=ROUNDING)
 
 
 def test_the_score_does_not_depend_on_the_batch(scorer):
     each = torch.cat([read(scorer, text) for text in TEXTS])
-    torch.testing.assert_close(scorer(*pad(TEXTS)), each, rtol=0, atol=1e-6)
-    torch.testing.assert_close(scorer(*pad(TEXTS[::-1])), each.flip(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scorer(*pad(TEXTS)), each, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(scorer(*pad(TEXTS[::-1])), each.flip(0), rtol=0, atol=ROUNDING)
     assert len(set(each.tolist())) == len(TEXTS)
 
 
 def test_the_score_is_read_at_the_last_attended_token(make_model):
-    """The head gives twice the first hidden unit, so the score is twice that unit of the plain model's last state."""
+    """The head doubles the first hidden unit, so the score is twice that unit of the plain model's last state."""
     language_model = make_model().double()
     scorer = from_causal_lm(language_model, 0).double()
     with torch.no_grad():
@@ -85,11 +86,11 @@ def test_fewer_layers_are_the_first_ones(make_model, family):
     assert scorer.backbone.config.num_hidden_layers == 1
 
 
-def test_layers_that_are_not_there_are_refused(make_model):
+def test_more_layers_than_the_model_has_are_refused(make_model):
     with pytest.raises(ModelError, match=r"scorer_layers=3: LlamaModel has 2 layers"):
         from_causal_lm(make_model(), 3)
     opt = make_model(OPTConfig, ffn_dim=16, word_embed_proj_dim=16)
-    with pytest.raises(ModelError, match="no list of layers that is known here"):
+    with pytest.raises(ModelError, match="no list of layers under a known name"):
         from_causal_lm(opt, 1)
 
 

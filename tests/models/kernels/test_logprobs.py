@@ -1,4 +1,4 @@
-"""Token log-probabilities against a plain log-softmax in float64, and parts of the vocabulary against all of it."""
+"""Token log-probabilities, for any chunks of the vocabulary, compared with a plain log-softmax in float64."""
 
 import pytest
 import torch
@@ -30,29 +30,29 @@ def value_and_gradients(function, problem):
 
 
 @pytest.mark.parametrize("elements", [2**25, 1, VOCABULARY, 3 * TOKENS, 5 * TOKENS + 1, TOKENS * VOCABULARY])
-def test_value_and_gradient_whatever_the_parts(problem, monkeypatch, elements):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+def test_value_and_gradient_for_any_chunk_size(problem, monkeypatch, elements):
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", elements)
     for got, want in zip(value_and_gradients(logprobs.token_logp, problem), value_and_gradients(plain, problem), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
-def test_parts_hold_no_more_logits_than_they_may(problem, monkeypatch):
+def test_a_chunk_holds_at_most_the_allowed_number_of_logits(problem, monkeypatch):
     sizes = []
     whole = logprobs._logits
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * TOKENS + 1)
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 3 * TOKENS + 1)
     monkeypatch.setattr(logprobs, "_logits", lambda h, w, b: sizes.append(len(h) * len(w)) or whole(h, w, b))
     logp = logprobs.token_logp(*problem)
     assert sizes == [3 * TOKENS, 3 * TOKENS, TOKENS]
     logp.sum().backward()
-    assert sizes == [3 * TOKENS, 3 * TOKENS, TOKENS] * 2, "computed again, part by part"
+    assert sizes == [3 * TOKENS, 3 * TOKENS, TOKENS] * 2, "computed again, chunk by chunk"
 
 
-def test_of_a_head_of_another_type_a_part_is_converted_at_once(problem, monkeypatch):
+def test_a_head_of_another_type_is_converted_chunk_by_chunk(problem, monkeypatch):
     converted = []
-    whole = logprobs._factors
-    monkeypatch.setattr(logprobs, "CONVERTED_ELEMENTS", 2 * HIDDEN + 1)
-    monkeypatch.setattr(logprobs, "better_in_float32", lambda _: True)
-    monkeypatch.setattr(logprobs, "_factors", lambda *given: converted.append(whole(*given)) or converted[-1])
+    whole = logprobs._head_chunk
+    monkeypatch.setattr(logprobs, "WEIGHTS_PER_CHUNK", 2 * HIDDEN + 1)
+    monkeypatch.setattr(logprobs, "faster_in_float32", lambda _: True)
+    monkeypatch.setattr(logprobs, "_head_chunk", lambda *given: converted.append(whole(*given)) or converted[-1])
     hidden, weight, target, bias = (t.detach().bfloat16() if t.is_floating_point() else t for t in problem)
     logp = logprobs.token_logp(hidden.requires_grad_(), weight, target, bias)
     assert [(w.dtype, len(w), len(b)) for w, b in converted] == [(torch.float32, n, n) for n in (2, 2, 2, 1)]
@@ -60,7 +60,7 @@ def test_of_a_head_of_another_type_a_part_is_converted_at_once(problem, monkeypa
     torch.testing.assert_close(logp.double(), exact, rtol=0, atol=1e-5)
 
 
-def test_kept_logits_are_computed_once_and_their_graph_can_be_used_twice(problem, monkeypatch):
+def test_kept_logits_are_computed_once_and_two_backward_passes_can_use_them(problem, monkeypatch):
     calls = []
     whole = logprobs._logits
     monkeypatch.setattr(logprobs, "_logits", lambda *given: calls.append(1) or whole(*given))
@@ -71,8 +71,8 @@ def test_kept_logits_are_computed_once_and_their_graph_can_be_used_twice(problem
 
 
 @pytest.mark.parametrize("elements", [2**25, 4 * VOCABULARY])
-def test_what_is_frozen_gets_no_gradient(problem, monkeypatch, elements):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+def test_a_frozen_weight_gets_no_gradient(problem, monkeypatch, elements):
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", elements)
     hidden, weight, target, bias = problem
     weight.requires_grad_(False)
     logprobs.token_logp(hidden, weight, target, bias).sum().backward()
@@ -86,7 +86,7 @@ def test_without_a_bias(problem):
     torch.testing.assert_close(logprobs.token_logp(hidden, weight, target), plain(hidden, weight, target, None))
 
 
-def test_hand_value():
+def test_log_probabilities_by_hand():
     """Logits 0, ln 2, ln 5 give probabilities 1/8, 2/8, 5/8."""
     weight = torch.tensor([[0.0], [2.0], [5.0]]).clamp(min=1).log()
     logp = logprobs.token_logp(torch.ones(3, 1), weight, torch.tensor([0, 1, 2]))
@@ -94,9 +94,9 @@ def test_hand_value():
 
 
 @pytest.mark.parametrize(("dtype", "in_float32"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)])
-def test_half_precision_states_give_float32(monkeypatch, dtype, in_float32):
+def test_half_precision_states_give_float32_log_probabilities(monkeypatch, dtype, in_float32):
     """Log-softmax in bfloat16 would round every log-probability to 3 digits. In float32 the logits are not rounded either."""
-    monkeypatch.setattr(logprobs, "better_in_float32", lambda _: in_float32)
+    monkeypatch.setattr(logprobs, "faster_in_float32", lambda _: in_float32)
     hidden, weight = torch.randn(TOKENS, HIDDEN).to(dtype), torch.randn(VOCABULARY, HIDDEN).to(dtype)
     target = torch.randint(VOCABULARY, (TOKENS,))
     logp = logprobs.token_logp(hidden, weight, target)
@@ -107,9 +107,9 @@ def test_half_precision_states_give_float32(monkeypatch, dtype, in_float32):
 
 @pytest.mark.parametrize("in_float32", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_gradients_of_bf16_are_those_of_float64_but_for_rounding(monkeypatch, problem, in_float32, autocast):
-    monkeypatch.setattr(logprobs, "better_in_float32", lambda _: in_float32)
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 4 * VOCABULARY)
+def test_gradients_of_bf16_are_those_of_float64_up_to_rounding(monkeypatch, problem, in_float32, autocast):
+    monkeypatch.setattr(logprobs, "faster_in_float32", lambda _: in_float32)
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 4 * VOCABULARY)
     hidden, weight, target, bias = (t.detach().bfloat16() if t.is_floating_point() else t for t in problem)
     exact = value_and_gradients(
         plain, [t.double().requires_grad_() if t.is_floating_point() else t for t in (hidden, weight, target, bias)]

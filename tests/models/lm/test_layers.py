@@ -1,4 +1,4 @@
-"""Layers compiled for the time of a training: they compute what they computed, and are as they were afterwards."""
+"""Layers compiled for the duration of a context: same results, and uncompiled afterwards."""
 
 import shutil
 from pathlib import Path
@@ -7,34 +7,30 @@ import pytest
 import torch
 from torch import nn
 
+from cdpo_lightning import compat
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.models.lm.causal_lm import build
-from cdpo_lightning.models.lm.layers import compiled, eagerly, layers_of
+from cdpo_lightning.models.lm.layers import compiled, layers_of, uncompiled
 from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.models.sampling.generation import sample
 from cdpo_lightning.text.packing import pack
 
-SIZES = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}  # fmt: skip
 ROWS = [pack([((3, 4, 5), [(6, 7, 1), (8, 1)])]), pack([((3, 4, 5, 6), [(6, 7, 1), (8, 8, 1)]), ((5, 6), [(6, 1), (9, 9, 1)])])]
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def model() -> nn.Module:
-    return build(SIZES, 20, 0, 1, 3).eval()
+def model(make_llama) -> nn.Module:
+    return make_llama(layers=3)
 
 
-def test_the_layers_are_those_of_the_outermost_lists(model: nn.Module) -> None:
+def test_layers_are_the_elements_of_the_outermost_lists(model: nn.Module) -> None:
     assert list(layers_of(model)) == list(model.model.layers)  # type: ignore[union-attr,arg-type]
     nested = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleList([nn.Linear(1, 1)])]), "head": nn.Linear(1, 1)})
     assert list(layers_of(nested)) == list(nested["blocks"])  # type: ignore[call-overload]
 
 
-def test_without_a_compiler_it_says_what_is_missing(model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported(model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with (
@@ -47,7 +43,7 @@ def test_without_a_compiler_it_says_what_is_missing(model: nn.Module, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch._dynamo looks at much that warns
-def test_compiled_they_compute_the_same_and_sampling_goes_round_them(model: nn.Module) -> None:
+def test_compiled_layers_give_the_same_results_and_sampling_does_not_use_them(model: nn.Module) -> None:
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
         sum(response_logp(model, rows).sum() for rows in ROWS).backward()  # type: ignore[union-attr]
@@ -65,9 +61,9 @@ def test_compiled_they_compute_the_same_and_sampling_goes_round_them(model: nn.M
         assert 1 <= graphs["unique_graphs"] <= 2, "one graph for all layers and lengths, and perhaps one more"
         assert samples() == drawn
         assert graphs["unique_graphs"] <= 2, "none for sampling"
-        with eagerly(model):
-            assert all(layer._compiled_call_impl is None for layer in layers_of(model))
-        assert all(layer._compiled_call_impl is not None for layer in layers_of(model))
-    assert all(layer._compiled_call_impl is None for layer in layers_of(model))
+        with uncompiled(model):
+            assert all(compat.compiled_call(layer) is None for layer in layers_of(model))
+        assert all(compat.compiled_call(layer) is not None for layer in layers_of(model))
+    assert all(compat.compiled_call(layer) is None for layer in layers_of(model))
     with compiled(model, False, CPU):
-        assert all(layer._compiled_call_impl is None for layer in layers_of(model))
+        assert all(compat.compiled_call(layer) is None for layer in layers_of(model))

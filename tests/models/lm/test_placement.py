@@ -1,46 +1,46 @@
-"""A parked model is on its device while it works, and only then."""
+"""An offloaded model is on its compute device only while it is used."""
 
 import copy
 
 import torch
 from torch import nn
 
-from cdpo_lightning.evaluation.evaluator import logp_of
-from cdpo_lightning.models.lm.placement import on_device, park
+from cdpo_lightning.models.lm.placement import offload, on_device
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 
-CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)  # the second stands for a GPU: other, and there everywhere
+CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)  # the second stands for a GPU: it compares unequal, and exists everywhere
 
 
-class Moves(nn.Linear):
-    """Notes where it is sent."""
+class RecordsMoves(nn.Linear):
+    """Records the devices that it is moved to."""
 
     def __init__(self) -> None:
         super().__init__(1, 1)
-        self.seen: list[torch.device] = []
+        self.devices: list[torch.device] = []
 
     def to(self, device):
-        self.seen.append(torch.device(device))
+        self.devices.append(torch.device(device))
         return super().to(device)
 
 
-def test_a_model_that_is_not_parked_stays_where_it_is():
-    model = Moves()
+def test_a_model_that_is_not_offloaded_is_not_moved():
+    model = RecordsMoves()
     with on_device(model) as device:
         assert device == CPU
-    assert model.seen == []
+    assert model.devices == []
 
 
-def test_a_parked_model_is_brought_and_taken_back():
-    model = Moves()
-    park(model, DEVICE)
-    for own in (model, copy.deepcopy(model)):  # a policy that is copied from the reference works where that did
+def test_an_offloaded_model_is_moved_to_its_device_and_back():
+    model = RecordsMoves()
+    offload(model, DEVICE)
+    for own in (model, copy.deepcopy(model)):  # a policy copied from the reference uses the same device
         with on_device(own) as device:
-            assert device == own.seen[-1] == DEVICE
-        assert own.seen == [CPU, DEVICE, CPU]
+            assert device == own.devices[-1] == DEVICE
+        assert own.devices == [CPU, DEVICE, CPU]
 
 
-def test_a_parked_model_measures_the_same_on_its_device(make_model):
+def test_an_offloaded_model_gives_the_same_log_probabilities(make_model):
     model, rows = make_model(), [([2, 3], [[4, 1], [5, 1]])]
-    before = logp_of(model, rows, 2, "32-true")
-    park(model, DEVICE)
-    assert torch.equal(logp_of(model, rows, 2, "32-true"), before)
+    before = response_logp_of_rows(model, rows, 2, "32-true")
+    offload(model, DEVICE)
+    assert torch.equal(response_logp_of_rows(model, rows, 2, "32-true"), before)

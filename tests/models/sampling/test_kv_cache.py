@@ -1,20 +1,20 @@
-"""Caches put together: keys and values of any widths, repeated, filled up on the left, and growing on."""
+"""Concatenated caches: keys and values of any widths, repeated, padded on the left, then extended."""
 
 import torch
 
-from cdpo_lightning.models.sampling.kv_cache import RoomyLayer
+from cdpo_lightning.models.sampling.kv_cache import PreallocatedLayer
 
 
-def test_parts_of_other_lengths_become_one_and_grow() -> None:
+def test_caches_of_different_lengths_are_concatenated_and_extended() -> None:
     """Keys may be wider than values, as in multi-head latent attention."""
     draw = torch.Generator().manual_seed(0)
     given = [(torch.randn(2, 3, 4, 5, generator=draw), torch.randn(2, 1, 4, 2, generator=draw)),
              (torch.randn(1, 3, 6, 5, generator=draw), torch.randn(1, 1, 6, 2, generator=draw))]  # fmt: skip
-    parts = [RoomyLayer(), RoomyLayer()]
+    parts = [PreallocatedLayer(), PreallocatedLayer()]
     for part, (keys, values) in zip(parts, given, strict=True):
         part.update(keys, values)
-    whole = RoomyLayer()
-    whole.take_over(parts, 2, 6)
+    whole = PreallocatedLayer()
+    whole.fill_from(parts, 2, 6)
     assert (whole.keys.shape, whole.values.shape) == ((6, 3, 6, 5), (6, 1, 6, 2))
     assert whole.get_seq_length() == 6
     for row, (number, own) in enumerate([(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]):

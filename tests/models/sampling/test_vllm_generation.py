@@ -1,4 +1,4 @@
-"""Sampling in another process, by a stand-in with vLLM's interface: what it is asked, what comes back, and what is left behind."""
+"""Sampling in another process, with a stand-in for vLLM: its arguments, its answer, and what remains afterwards."""
 
 import os
 import subprocess
@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
-from cdpo_lightning.evaluation.evaluator import PolicyEvaluator, logp_of
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
 from cdpo_lightning.models.adapters import lora as adapters
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.models.sampling import vllm_generation
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.text.templates import Encoder
@@ -96,39 +97,39 @@ def model() -> nn.Module:
 
 
 def evaluator(model: nn.Module, tokenizer: PreTrainedTokenizerFast, engine: VLLM | None) -> PolicyEvaluator:
-    return PolicyEvaluator(None, None, model, Encoder(tokenizer, "plain", 16, 6), 4, 8, "32-true", engine)  # type: ignore[arg-type]
+    return PolicyEvaluator({}, model, Encoder(tokenizer, "plain", 16, 6), 4, 8, "32-true", engine)
 
 
 @pytest.mark.slow
-def test_the_samples_are_the_policys_and_weigh_what_it_says(
+def test_samples_follow_the_policy_and_have_its_log_probabilities(
     stand_in: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Of 600 samples the frequency of the first token is the probability that the model gives it."""
-    bench = evaluator(model, tokenizer, VLLM(stand_in / "generation", torch.float32, 0.4))
-    samples, texts = bench.draw(model, ["w3 w4", "w5"], 300, 0, bench.encoder)
+    """The frequency of each first token in 300 samples is its probability under the model."""
+    policy_evaluator = evaluator(model, tokenizer, VLLM(stand_in / "generation", torch.float32, 0.4))
+    samples, texts = policy_evaluator.draw(model, ["w3 w4", "w5"], 300, 0, policy_evaluator.encoder)
     assert [s.prompt for s in samples] == [0] * 300 + [1] * 300
     assert len(texts) == 600
     for number, prompt in enumerate(("w3 w4", "w5")):
-        ids = bench.encoder.prompt(prompt)
+        ids = policy_evaluator.encoder.prompt(prompt)
         with torch.no_grad():
             chance = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
         first = torch.tensor([s.tokens[0] for s in samples if s.prompt == number])
         seen = first.bincount(minlength=20) / 300
         assert ((seen - chance).abs() < 4 * (chance * (1 - chance) / 300).sqrt() + 1e-3).all()
     for sample in samples[:5]:
-        right = logp_of(model, [(bench.encoder.prompt(("w3 w4", "w5")[sample.prompt]), [sample.tokens])], 1, "32-true")
-        assert sample.logp == pytest.approx(float(right), abs=1e-4)
+        row = policy_evaluator.encoder.prompt(("w3 w4", "w5")[sample.prompt]), [sample.tokens]
+        assert sample.logp == pytest.approx(float(response_logp_of_rows(model, [row], 1, "32-true")), abs=1e-4)
     assert {s.finished for s in samples} == {True, False}
     assert all(s.finished == (s.tokens[-1] == EOS) and len(s.tokens) <= 6 for s in samples)
-    again, _ = bench.draw(model, ["w3 w4", "w5"], 300, 0, bench.encoder)
-    other, _ = bench.draw(model, ["w3 w4", "w5"], 300, 1, bench.encoder)
+    again, _ = policy_evaluator.draw(model, ["w3 w4", "w5"], 300, 0, policy_evaluator.encoder)
+    other, _ = policy_evaluator.draw(model, ["w3 w4", "w5"], 300, 1, policy_evaluator.encoder)
     assert again == samples
     assert other != samples
-    assert not (stand_in / "generation").exists(), "weights and requests are gone"
+    assert not (stand_in / "generation").exists(), "weights and requests are removed"
 
 
 @pytest.mark.slow
-def test_adapters_are_merged_into_what_it_reads(stand_in: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_adapters_are_merged_into_the_saved_weights(stand_in: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     pytest.importorskip("peft", reason="the extra `lora` is not installed")
     policy = adapters.with_adapters(model, ModelConfig(architecture=SIZES, lora_rank=2), 0)
     with torch.no_grad():
@@ -144,10 +145,10 @@ def test_adapters_are_merged_into_what_it_reads(stand_in: Path, model: nn.Module
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_told_in_one_line_and_its_output_is_kept(stand_in: Path, model: nn.Module) -> None:
+def test_a_failed_process_is_reported_in_one_line_and_its_output_is_kept(stand_in: Path, model: nn.Module) -> None:
     vllm = VLLM(stand_in / "generation", torch.float32, 0.95)
-    message = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
-    with pytest.raises(ModelError, match=message):
+    report = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
+    with pytest.raises(ModelError, match=report):
         vllm.tokens(model, [(3,)], 1, 2, EOS, 0)
     assert not (stand_in / "generation").exists()
     assert "Traceback" in (stand_in / "generation-0.log").read_text(encoding="utf-8")
@@ -165,25 +166,25 @@ VLLM(Path(sys.argv[1]) / "generation", torch.float32, 0.4).tokens(build({SIZES},
 
 
 @pytest.mark.slow
-def test_it_ends_with_the_process_that_asked(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_when_its_parent_process_ends(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note = stand_in / "pid"
     monkeypatch.setenv("STAND_IN_WAITS", str(note))
     program = WAITING.replace("{SIZES}", repr(SIZES))
-    asking = subprocess.Popen([sys.executable, "-c", program, str(stand_in), str(ROOT)])
+    parent = subprocess.Popen([sys.executable, "-c", program, str(stand_in), str(ROOT)])
     while not (note.exists() and note.read_text()):
-        assert asking.poll() is None
+        assert parent.poll() is None
         time.sleep(0.05)
     number = int(note.read_text())
     os.kill(number, 0)
-    asking.kill()
-    asking.wait()
+    parent.kill()
+    parent.wait()
     stat, until = Path(f"/proc/{number}/stat"), time.monotonic() + 20
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < until, "it outlived the process that asked"
+        assert time.monotonic() < until, "it outlived its parent"
         time.sleep(0.1)
 
 
-def test_without_it_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vllm_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_generation, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"vllm is not installed; try: pip install 'cdpo-lightning\[vllm\]'"):
         VLLM(tmp_path, torch.float32, 0.4)

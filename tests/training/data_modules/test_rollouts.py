@@ -13,10 +13,11 @@ from cdpo_lightning.constraints.measures import Mean
 from cdpo_lightning.constraints.updates import Log, Newton
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world
-from cdpo_lightning.evaluation.evaluator import PolicyEvaluator, logp_of
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
 from cdpo_lightning.maths.ppo import kl_coefficient
 from cdpo_lightning.models.heads.value_model import ValueModel
 from cdpo_lightning.models.lm.causal_lm import build, parameter_hash, word_tokenizer
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.templates import Encoder
@@ -86,7 +87,7 @@ def test_the_constants_of_an_episode_while_the_policy_is_the_reference():
     data.step(measured)
     lam, location = data.dual.lam["cost"], 0
     episodes = data.episodes(measured)
-    logp = logp_of(data.module.model, [episode.row for episode in episodes], 64, "32-true")
+    logp = response_logp_of_rows(data.module.model, [episode.row for episode in episodes], 64, "32-true")
     for episode in episodes:
         start = 0
         for response in episode.row[1]:

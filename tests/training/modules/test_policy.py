@@ -19,9 +19,10 @@ from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world, preference_pairs
 from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.evaluation.evaluator import PolicyEvaluator, logp_of
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
 from cdpo_lightning.models.lm.causal_lm import build, parameter_hash, word_tokenizer
 from cdpo_lightning.models.lm.packed_forward import response_logp
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.packing import pack
@@ -46,7 +47,7 @@ def tiny(seed=0, vocabulary=12, **sizes):
 
 def batch(reference, target, beta=BETA):
     rows = list(zip(PROMPTS, RESPONSES, strict=True))
-    logp = logp_of(reference, rows, 8, "32-true").float()
+    logp = response_logp_of_rows(reference, rows, 8, "32-true").float()
     return PolicyBatch(rows=pack(rows), reference_logp=logp, pair=PAIR, target=torch.tensor(target), temperature=beta)
 
 
@@ -135,7 +136,7 @@ def test_a_reference_that_is_not_finite_stops_the_run_at_its_first_step(value):
 def test_chosen_and_rejected_follow_the_label_of_the_moment():
     """Preferred are responses 1, 1, 3 under the first labels, and 0, 2, 4 when they are turned round; log-ratios are logp + 1."""
     model, reference = tiny(1), tiny(0)
-    logp = logp_of(model, list(zip(PROMPTS, RESPONSES, strict=True)), 8, "32-true")
+    logp = response_logp_of_rows(model, list(zip(PROMPTS, RESPONSES, strict=True)), 8, "32-true")
     one, other = logp[[1, 1, 3]].mean().item(), logp[[0, 2, 4]].mean().item()
     for target, (chosen, rejected) in {(0.6, 1.0, 0.9): (one, other), (0.4, 0.0, 0.1): (other, one)}.items():
         module, logged = policy(model)
@@ -205,7 +206,7 @@ class Run:
         number = torch.tensor([self.world.prompts.index(prompt) for prompt, _ in texts])
         ids = tuple(tuple(encode_response(text, self.tokenizer)) for _, text in texts)
         rows = [(prompts[p], [y]) for p, y in zip(number.tolist(), ids, strict=True)]
-        logp = logp_of(self.reference, rows, 64, "32-true")
+        logp = response_logp_of_rows(self.reference, rows, 64, "32-true")
         pair = torch.arange(len(texts)).view(-1, 2)
         scores = {name: scorer.score(texts) for name, scorer in self.evaluator.scorers.items()}
         return PairTable(prompts, ids, number, scores, logp, pair, draws(len(pair), 0))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cdpo_lightning.config import PolicyConfig
-from cdpo_lightning.evaluation.evaluator import logp_of
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import pack
 from cdpo_lightning.training.data_modules.pair_data import PolicyBatch
 from cdpo_lightning.training.modules.policy import PolicyModule
@@ -73,7 +73,7 @@ def our_result(tokenizer, policy, reference, pairs):
     rows = [(ids(p), [[*ids(r), tokenizer.eos_token_id], [*ids(c), tokenizer.eos_token_id]]) for p, c, r in pairs]
     batch = PolicyBatch(
         rows=pack(rows),
-        reference_logp=logp_of(reference, rows, 8, "32-true").float(),
+        reference_logp=response_logp_of_rows(reference, rows, 8, "32-true").float(),
         pair=torch.arange(2 * len(rows)).view(-1, 2),
         target=torch.ones(len(rows)),
         temperature=BETA,
