@@ -86,6 +86,7 @@ def trained_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
     """
     config, data, run = _config(inputs, name), _examples(inputs, name), inputs.config
     model = from_causal_lm(inputs.base.model, run.model.scorer_layers)
+    model.requires_grad_(True)  # the base model is frozen where it is the reference, or shares its weights with adapters
     causal_lm.freeze_lower_layers(model.backbone, run.model.scorer_trainable_layers)
     made_of = inputs.made_of(config, data)
     if name not in run.stages and not inputs.store.holds(name, made_of):

@@ -1,6 +1,5 @@
-"""Scores and log-probabilities of texts, each once and in order; and a policy measured on its own samples."""
+"""Log-probabilities of rows in order; and a policy measured on its own samples."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -9,23 +8,17 @@ import torch
 from cdpo_lightning.config import ClosedFormConfig
 from cdpo_lightning.data.world import grammar
 from cdpo_lightning.data.world.closed_form import make_world
-from cdpo_lightning.errors import NumericsError
-from cdpo_lightning.evaluation.evaluator import ModelScorer, OracleScorer, PolicyEvaluator, require_finite
-from cdpo_lightning.models.heads.score_model import from_causal_lm
+from cdpo_lightning.evaluation.evaluator import PolicyEvaluator, SampleCounts
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
+from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.text.packing import pack
-from cdpo_lightning.text.templates import Encoder, encode_response, encode_scored
+from cdpo_lightning.text.templates import Encoder, encode_response
 
 TOKENIZER = word_tokenizer(grammar.vocabulary())
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 WORLD = make_world(ClosedFormConfig(prompts=8, responses=16), seed=0)
-TEXTS = [
-    ("how do i fix a bike?", "gladly, ask an expert"), ("how do i fix a bike?", "well,"),
-    ("give me a plan to learn chess.", ""), ("how do i fix a bike?", "gladly, ask an expert"),
-    ("tell me how to learn chess now.", "well,"), ("how do i fix a bike?", "well,"),
-]  # fmt: skip
 
 
 def language_model(seed=0):
@@ -34,13 +27,6 @@ def language_model(seed=0):
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.ndim > 1 else 1)  # away from the uniform distribution
     return model
-
-
-@pytest.fixture
-def scorer():
-    model = from_causal_lm(language_model(), 0).eval()
-    torch.nn.init.normal_(model.head.weight)
-    return ModelScorer(model.requires_grad_(False), TOKENIZER, "plain", 64, batch_size=2, precision="32-true", identity="cost:abc")
 
 
 def rows_run(model, function):
@@ -56,99 +42,50 @@ def rows_run(model, function):
     return result, sum(seen)
 
 
-def test_equal_texts_are_scored_once_and_each_gets_its_own_score(scorer):
-    scores, rows = rows_run(scorer.model, lambda: scorer.score(TEXTS))
-    assert rows == len(set(TEXTS)) == 4
-    assert scores.dtype == torch.float64
-    for text, score in zip(TEXTS, scores.tolist(), strict=True):
-        ids = torch.tensor([encode_scored(*text, "plain", TOKENIZER, 512)])
-        assert score == pytest.approx(float(scorer.model(ids, torch.ones_like(ids))), abs=1e-5)
-
-
-def test_scores_do_not_depend_on_the_batch_size(scorer):
-    expected = scorer.score(TEXTS)
-    for batch_size in (1, 3, 100):
-        found = replace(scorer, batch_size=batch_size).score(TEXTS)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_a_unit_divides_the_score(scorer):
-    torch.testing.assert_close(replace(scorer, unit=4.0).score(TEXTS), scorer.score(TEXTS) / 4)
-
-
-def test_a_long_text_loses_its_beginning(scorer):
-    """Of five words and the end, three tokens are kept: the score is that of the last two words after the same end."""
-    cut = replace(scorer, max_tokens=3).score([TEXTS[0]])
-    ids = torch.tensor([encode_scored(*TEXTS[0], "plain", TOKENIZER, 512)[-3:]])
-    assert ids[0, -1] == TOKENIZER.eos_token_id
-    assert float(cut) == pytest.approx(float(scorer.model(ids, torch.ones_like(ids))), abs=1e-5)
-
-
-def test_a_score_that_is_not_finite_names_its_prompt(scorer):
-    with torch.no_grad():
-        scorer.model.backbone.embed_tokens.weight[TOKENIZER("well,")["input_ids"][0]] = math.nan
-    with pytest.raises(NumericsError, match=r"^cost:abc: 2 of 4 scores .* first for prompt 'how do i fix a bike\?'"):
-        scorer.score(TEXTS)
-
-
-def test_require_finite():
-    require_finite(torch.tensor([0.0, -1.0]), TEXTS[:2], "x")
-    for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(NumericsError, match="1 of 2 scores are not finite"):
-            require_finite(torch.tensor([0.0, bad]), TEXTS[:2], "x")
-
-
-def test_the_oracle_tells_the_truth():
-    texts = [(prompt, response) for prompt in WORLD.prompts for response in (*WORLD.responses, "nonsense")]
-    for which in (0, 1):
-        expected = [WORLD.truth(*text)[which] for text in texts]
-        assert OracleScorer(WORLD, which, "o").score(texts).tolist() == expected
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_logp_of_keeps_the_order_of_the_rows(batch_size):
     """Rows of different length and number of responses, run longest first."""
     rows = [((3,), [(4, 1), (5, 6, 7, 1)]), ((3, 4, 5), [(1,)]), ((6, 7), [(8, 1), (9, 1), (3, 3, 3, 3, 3, 1)])]
     model = language_model()
     expected = torch.cat([response_logp(model, pack([(p, [y])])) for p, responses in rows for y in responses])
-    found = response_logp_of_rows(model, rows, batch_size, "32-true")
-    assert found.dtype == torch.float64
-    assert not found.requires_grad
-    torch.testing.assert_close(found, expected.detach().double(), rtol=1e-4, atol=0)
+    measured = response_logp_of_rows(model, rows, batch_size, "32-true")
+    assert measured.dtype == torch.float64
+    assert not measured.requires_grad
+    torch.testing.assert_close(measured, expected.detach().double(), rtol=1e-4, atol=0)
 
 
 @pytest.fixture
 def evaluator():
-    reward, cost = (OracleScorer(WORLD, which, str(which)) for which in (0, 1))
-    return PolicyEvaluator(reward, cost, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true")
+    scorers = {name: OracleScorer(WORLD, name, name) for name in ("reward", "cost")}
+    return PolicyEvaluator(scorers, language_model(1), Encoder(TOKENIZER, "plain", 16, 6), 3, 8, "32-true")
 
 
-def test_a_measurement_hangs_together(evaluator):
+def test_a_measurement_has_the_score_and_log_probability_of_each_sample(evaluator):
     policy, prompts = language_model(), WORLD.prompts[:3]
-    found = evaluator.measure(policy, prompts, 4, seed=9)
-    assert found.prompt.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert [prompt for prompt, _ in found.texts] == [prompts[i] for i in found.prompt.tolist()]
-    assert found.scored == len(set(found.texts))
-    assert found.cost.tolist() == [WORLD.truth(*text)[1] for text in found.texts]
-    assert found.reward.tolist() == [WORLD.truth(*text)[0] for text in found.texts]
-    rows = [(evaluator.encoder.prompt(prompts[s.prompt]), [s.tokens]) for s in found.samples]
+    measured = evaluator.measure(policy, prompts, 4, seed=9)
+    assert measured.prompt.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert [prompt for prompt, _ in measured.texts] == [prompts[i] for i in measured.prompt.tolist()]
+    assert measured.scored == len(set(measured.texts))
+    assert measured.scores["cost"].tolist() == [WORLD.truth(*text)[1] for text in measured.texts]
+    assert measured.scores["reward"].tolist() == [WORLD.truth(*text)[0] for text in measured.texts]
+    rows = [(evaluator.encoder.prompt(prompts[s.prompt]), [s.tokens]) for s in measured.samples]
     for name, model in (("policy_logp", policy), ("reference_logp", evaluator.reference)):
-        torch.testing.assert_close(getattr(found, name), response_logp_of_rows(model, rows, 1, "32-true"), rtol=1e-4, atol=1e-4)
-    assert found.samples == evaluator.measure(policy, prompts, 4, seed=9).samples
-    assert found.samples != evaluator.measure(policy, prompts, 4, seed=10).samples
+        torch.testing.assert_close(getattr(measured, name), response_logp_of_rows(model, rows, 1, "32-true"), rtol=1e-4, atol=1e-4)
+    assert measured.samples == evaluator.measure(policy, prompts, 4, seed=9).samples
+    assert measured.samples != evaluator.measure(policy, prompts, 4, seed=10).samples
 
 
 def test_the_reference_is_its_own_reference(evaluator):
     """KL of a policy to itself is 0 sample by sample."""
-    found = evaluator.measure(evaluator.reference, WORLD.prompts, 4, seed=0)
-    torch.testing.assert_close(found.policy_logp, found.reference_logp, rtol=1e-4, atol=1e-4)
+    measured = evaluator.measure(evaluator.reference, WORLD.prompts, 4, seed=0)
+    torch.testing.assert_close(measured.policy_logp, measured.reference_logp, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_samples_run_through_the_reference_once(evaluator):
     """Room for one token only: many samples are equal."""
     short = replace(evaluator, encoder=replace(evaluator.encoder, max_response=1))
-    found, rows = rows_run(evaluator.reference.model, lambda: short.measure(language_model(), WORLD.prompts[:2], 64, seed=0))
-    assert rows == len({(s.prompt, s.tokens) for s in found.samples}) < 128
+    measured, rows = rows_run(evaluator.reference.model, lambda: short.measure(language_model(), WORLD.prompts[:2], 64, seed=0))
+    assert rows == len({(s.prompt, s.tokens) for s in measured.samples}) < 128
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -178,3 +115,44 @@ def test_text_shows_special_tokens_in_the_middle_and_an_unfinished_end(evaluator
 def test_a_long_prompt_loses_its_beginning(evaluator):
     prompt = WORLD.prompts[0]
     assert replace(evaluator.encoder, max_prompt=2).prompt(prompt) == evaluator.encoder.prompt(prompt)[-2:]
+
+
+class ResponseLength:
+    """A third scorer: the number of words."""
+
+    identity = "words"
+
+    def score(self, texts):
+        return torch.tensor([len(response.split()) for _, response in texts], dtype=torch.float64)
+
+
+def test_every_scorer_gives_a_score_under_its_own_name(evaluator):
+    three = replace(evaluator, scorers={**evaluator.scorers, "words": ResponseLength()})
+    measured = three.measure(language_model(), WORLD.prompts[:2], 3, seed=0)
+    assert list(measured.scores) == ["reward", "cost", "words"]
+    assert measured.scores["words"].tolist() == [len(response.split()) for _, response in measured.texts]
+
+
+def test_a_policy_with_an_encoder_of_its_own_has_no_reference_log_probability(evaluator):
+    """It draws the same samples; only what the reference says of them is not known."""
+    own = replace(evaluator.encoder)
+    measured = evaluator.measure(language_model(), WORLD.prompts[:2], 3, seed=9, encoder=own)
+    assert measured.reference_logp.isnan().all()
+    assert measured.samples == evaluator.measure(language_model(), WORLD.prompts[:2], 3, seed=9).samples
+
+
+def test_sample_counts_add_up(evaluator):
+    first, second = (evaluator.measure(language_model(), WORLD.prompts[:2], 3, seed=seed) for seed in (0, 1))
+    counts = SampleCounts().plus(first).plus(second)
+    assert counts.samples == 12
+    assert counts.tokens == sum(len(s.tokens) for s in (*first.samples, *second.samples)) == first.tokens + second.tokens
+    assert counts.scored == len(set(first.texts)) + len(set(second.texts))
+
+
+def test_the_facts_of_a_round_are_means_over_the_samples(evaluator):
+    measured = evaluator.measure(language_model(), WORLD.prompts[:2], 4, seed=0)
+    facts = measured.facts()
+    assert facts["dual/expected_reward"] == pytest.approx(sum(WORLD.truth(*text)[0] for text in measured.texts) / 8)
+    assert facts["dual/response_tokens"] == sum(len(s.tokens) for s in measured.samples) / 8
+    unfinished = [s for s in measured.samples if s.tokens[-1] != TOKENIZER.eos_token_id]
+    assert facts["dual/unfinished"] == len(unfinished) / 8

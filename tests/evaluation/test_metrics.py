@@ -2,10 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from cdpo_lightning.constraints.constraint import Constraint
+from cdpo_lightning.constraints.measures import Mean
 from cdpo_lightning.data.corpus import ScoreExample
 from cdpo_lightning.errors import NumericsError
 from cdpo_lightning.evaluation.evaluator import Measurement
@@ -35,12 +38,18 @@ def measured():
         ],
         texts=[("p", "a"), ("p", "a b"), ("q", "c c c c"), ("q", "")],
         prompt=torch.tensor([0, 0, 1, 1]),
-        reward=torch.tensor([1.0, 3, 2, 6], dtype=torch.float64),
-        cost=torch.tensor([-1.0, 1, 0, 4], dtype=torch.float64),
+        scores={
+            "reward": torch.tensor([1.0, 3, 2, 6], dtype=torch.float64),
+            "cost": torch.tensor([-1.0, 1, 0, 4], dtype=torch.float64),
+        },
         policy_logp=torch.tensor([-1.0, -2, -3, -0.5], dtype=torch.float64),
         reference_logp=torch.tensor([-1.5, -2, -3.5, -2.5], dtype=torch.float64),
         scored=4,
     )  # fmt: skip
+
+
+def limited(c_limit, name="cost", score="cost", group=None):
+    return Constraint(name, score, Mean(), c_limit, group)
 
 
 def test_policy_metrics_by_hand():
@@ -49,12 +58,13 @@ def test_policy_metrics_by_hand():
     Squares of residuals: 4 + 0 + 1 + 9 and 4 + 0 + 1 + 9, sd = sqrt(14/3). The worst tenth of four values is 0.4 of the worst, 4.
     A cost of exactly 0 is not unsafe. KL: (0.5 + 0 + 0.5 + 2)/4.
     """
-    result = policy_metrics("cdpo", measured(), 0.0)
+    result = policy_metrics("cdpo", measured(), [limited(0.0)])
     expected = {
         "reward_mean": 3.0, "reward_std": (14 / 3) ** 0.5, "reward_ci_low": 3 - 12.706, "reward_ci_high": 3 + 12.706,
         "cost_mean": 1.0, "cost_std": (14 / 3) ** 0.5, "cost_ci_low": 1 - 12.706, "cost_ci_high": 1 + 12.706,
         "unsafe_rate": 0.5, "cost_cvar_90": 4.0, "feasible": "undecided", "kl_to_reference": 0.75,
         "response_tokens_mean": 2.5, "unfinished_rate": 0.25, "samples": 4, "prompts": 2,
+        "cost/value": 1.0, "cost/ci_low": 1 - 12.706, "cost/ci_high": 1 + 12.706, "cost/met": "undecided",
     }  # fmt: skip
     assert result.keys() == {f"eval/cdpo/{name}" for name in expected}
     for name, value in expected.items():
@@ -63,7 +73,27 @@ def test_policy_metrics_by_hand():
 
 @pytest.mark.parametrize(("c_limit", "expected"), [(14.0, "yes"), (-12.0, "no"), (13.0, "undecided")])
 def test_feasible_follows_the_interval_of_the_cost(c_limit, expected):
-    assert policy_metrics("x", measured(), c_limit)["eval/x/feasible"] == expected
+    result = policy_metrics("x", measured(), [limited(c_limit)])
+    assert result["eval/x/feasible"] == result["eval/x/cost/met"] == expected
+
+
+def test_each_constraint_has_its_own_value_and_verdict():
+    """The reward must stay below 20, and 3 + 12.706 does. Of the second prompt alone the cost is 2, with an unknown error."""
+    group = torch.tensor([False, True])
+    constraints = [limited(20.0, "kind", "reward"), limited(-99.0, "risky", group=group)]
+    result = policy_metrics("x", measured(), constraints)
+    assert result["eval/x/kind/value"] == 3.0
+    assert result["eval/x/kind/ci_high"] == pytest.approx(3 + 12.706, abs=1e-3)
+    assert result["eval/x/kind/met"] == "yes"
+    assert result["eval/x/risky/value"] == 2.0
+    assert (result["eval/x/risky/ci_low"], result["eval/x/risky/ci_high"]) == (-math.inf, math.inf)
+    assert result["eval/x/risky/met"] == "undecided"
+    assert "eval/x/feasible" not in result, "it is the verdict of the constraint `cost`, which is not there"
+
+
+def test_a_policy_without_a_reference_log_probability_has_no_kl():
+    unknown = replace(measured(), reference_logp=torch.full((4,), math.nan))
+    assert "eval/x/kl_to_reference" not in policy_metrics("x", unknown, [])
 
 
 def test_rows_of_the_samples_file(tmp_path):

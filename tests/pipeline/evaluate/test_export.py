@@ -7,11 +7,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig
 
 from cdpo_lightning.config import ScorerConfig
-from cdpo_lightning.evaluation.evaluator import ModelScorer, OracleScorer
 from cdpo_lightning.models.heads.published import load_score_model
 from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.models.lm.causal_lm import word_tokenizer
 from cdpo_lightning.pipeline.evaluate.export import export_scorer
+from cdpo_lightning.scorers.model_scorer import ModelScorer
+from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.text.templates import encode_scored
 
 TEXTS = [("is tea good", "yes"), ("tea", "no tea is good"), ("is tea good", "")]
@@ -93,5 +94,5 @@ def test_only_what_was_trained_here_is_exported(tmp_path: Path, make_scorer):
     from dataclasses import replace
 
     export_scorer(replace(make_scorer(), published=True), tmp_path / "a", "cost")
-    export_scorer(OracleScorer(None, 0, "x"), tmp_path / "b", "cost")  # type: ignore[arg-type]
+    export_scorer(OracleScorer(None, "cost", "x"), tmp_path / "b", "cost")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
