@@ -110,6 +110,8 @@ def settings(config, tmp_path):
 class Screen:
     """Keeps what is said."""
 
+    progress = False
+
     def __init__(self):
         self.lines = []
 

@@ -1,16 +1,25 @@
-"""Exported score models, read by plain transformers: the same scores, however the batch is padded."""
+"""Exported policies and score models, read by plain transformers: the same numbers, however the batch is padded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+)
 
 from cdpo_lightning.config import ScorerConfig
 from cdpo_lightning.models.heads.published import load_score_model
 from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.models.lm.causal_lm import word_tokenizer
-from cdpo_lightning.pipeline.evaluate.export import export_scorer
+from cdpo_lightning.pipeline.base_model import make_trainables
+from cdpo_lightning.pipeline.evaluate.export import card, export_policy, export_scorer
 from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.text.templates import encode_scored
@@ -22,8 +31,6 @@ FAMILIES = pytest.mark.parametrize("family", [LlamaConfig, GPT2Config, MistralCo
 @pytest.fixture
 def make_scorer():
     def make(family: type = LlamaConfig, pad: str = "<pad>") -> ModelScorer:
-        from transformers import AutoModelForCausalLM
-
         tokenizer = word_tokenizer(["is", "tea", "good", "yes", "no"])
         tokenizer.pad_token = pad
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
@@ -91,8 +98,71 @@ def test_the_card_says_the_sign_the_template_and_the_padding(tmp_path: Path, mak
 
 
 def test_only_what_was_trained_here_is_exported(tmp_path: Path, make_scorer):
-    from dataclasses import replace
-
     export_scorer(replace(make_scorer(), published=True), tmp_path / "a", "cost")
     export_scorer(OracleScorer(None, "cost", "x"), tmp_path / "b", "cost")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+# Policies
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """The table of a model card."""
+    return dict(line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ") and line != "| | |")
+
+
+def test_the_card_of_a_policy_says_what_was_measured_and_leaves_out_the_rest(config):
+    metrics = {"dual/lambda": 1.5, "eval/cdpo/cost_mean": -0.6, "eval/cdpo/feasible": "yes", "eval/dpo/reward_mean": 2.0}
+    assert rows_of(card("cdpo", config, metrics)) == {
+        "beta": "0.5", "C_limit": "-0.5", "lambda after the last round": "1.5", "E[cost]": "-0.6", "meets the limit": "yes",
+    }  # fmt: skip
+    assert rows_of(card("dpo", config, metrics)) == {"beta": "0.5", "C_limit": "-0.5", "E[reward]": "2.0"}
+    baseline = {"dual/lambda": 1.5, "dual/cdpo_fixed/lambda": 1.0}
+    assert rows_of(card("cdpo_fixed", config, baseline))["lambda after the last round"] == "1.0"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_an_exported_policy_is_an_ordinary_model_in_the_trainers_type(tmp_path, config, make_model, tokenizer, precision, dtype):
+    config = replace(config, trainer=replace(config.trainer, precision=precision))
+    policy = make_model()
+    export_policy(policy, tokenizer, tmp_path / "cdpo", "cdpo", config, {})
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "cdpo", dtype="auto")
+    assert {parameter.dtype for parameter in exported.parameters()} == {dtype}
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}, "the policy itself stays as it is"
+    for name, weight in policy.named_parameters():
+        torch.testing.assert_close(exported.get_parameter(name), weight.to(dtype), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "cdpo").get_vocab() == tokenizer.get_vocab()
+    assert list(tmp_path.iterdir()) == [tmp_path / "cdpo"]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_of_a_policy_with_adapters_the_merged_model_or_the_adapters_are_exported(tmp_path, config, make_model, tokenizer, merge):
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    model = replace(config.model, lora_rank=2, lora_merge=merge)
+    config = replace(config, model=model)
+    policy = make_trainables(config, torch.device("cpu")).copy_of(make_model()).eval()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    export_policy(policy, tokenizer, tmp_path / "cdpo", "cdpo", config, {})
+    assert (tmp_path / "cdpo" / "adapter_model.safetensors").exists() != merge
+    ids = torch.tensor([[5, 9, 20, 1]])
+    if merge:
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / "cdpo")
+    else:
+        from peft import PeftModel
+
+        exported = PeftModel.from_pretrained(make_model(), tmp_path / "cdpo")
+    with torch.no_grad():
+        torch.testing.assert_close(exported.eval()(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_older_export_is_replaced_whole(tmp_path, config, make_model, tokenizer):
+    folder = tmp_path / "cdpo"
+    folder.mkdir()
+    (folder / "left.txt").write_text("old", encoding="utf-8")
+    export_policy(make_model(), tokenizer, folder, "cdpo", config, {})
+    assert not (folder / "left.txt").exists()
+    assert (folder / "model.safetensors").exists()
+    assert list(tmp_path.iterdir()) == [folder]

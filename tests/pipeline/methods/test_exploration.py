@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from cdpo_lightning.constraints.constraint import Constraint, DualState
+from cdpo_lightning.constraints.measures import Mean
 from cdpo_lightning.data.pairs.objectives import CostPreference, LagrangianPreference
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.maths.primal_dual import exploration_bonus
@@ -12,6 +14,11 @@ from cdpo_lightning.pipeline.methods.exploration import Exploration
 from cdpo_lightning.text.packing import pack
 
 BETA = 0.5
+CONSTRAINTS = (Constraint("cost", "cost", Mean(), 0.0),)
+
+
+def multiplier(lam):
+    return DualState(lam={"cost": lam})
 
 
 def reference():
@@ -24,8 +31,7 @@ def table(*responses):
         prompts=((3, 4),),
         responses=responses,
         prompt_N=torch.zeros(len(responses), dtype=torch.long),
-        reward_N=torch.zeros(len(responses), dtype=torch.float64),
-        cost_N=torch.zeros(len(responses), dtype=torch.float64),
+        scores={name: torch.zeros(len(responses), dtype=torch.float64) for name in ("reward", "cost")},
         reference_logp_N=torch.zeros(len(responses), dtype=torch.float64),
         pair_M2=torch.tensor([[0, 1]]),
         draw_M=draws(1, 0),
@@ -43,7 +49,7 @@ def test_a_feature_is_the_direction_of_the_mean_state_before_each_token():
 
 def test_what_was_seen_often_is_raised_less():
     explore = Exploration(reference(), LagrangianPreference(BETA, "soft"), 0.3, 8, "32-true")
-    raised = explore(table(*[(5, 1)] * 9, (8, 9, 2, 1)), 0.0)
+    raised = explore(table(*[(5, 1)] * 9, (8, 9, 2, 1)), multiplier(0.0))
     assert len(set(raised[:9].tolist())) == 1
     assert raised[9] > 1.5 * raised[0] > 0
 
@@ -53,8 +59,8 @@ def test_the_reference_is_raised_by_the_bonus_over_the_temperature():
     model, given = reference(), table((5, 1), (6, 7, 1), (8, 1))
     features = response_features(model, pack([((3, 4), given.responses)]))
     bonus = 0.3 * exploration_bonus(features, features, 1.0)
-    first = Exploration(model, LagrangianPreference(BETA, "soft"), 0.3, 8, "32-true")(given, 2.0)
-    second = Exploration(model, CostPreference(BETA, "soft"), 0.3, 8, "32-true")(given, 2.0)
+    first = Exploration(model, LagrangianPreference(BETA, "soft"), 0.3, 8, "32-true")(given, multiplier(2.0))
+    second = Exploration(model, CostPreference(BETA, "soft", CONSTRAINTS), 0.3, 8, "32-true")(given, multiplier(2.0))
     torch.testing.assert_close(first, bonus / BETA, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(second, 2 * bonus / BETA, rtol=1e-4, atol=1e-6)
 
@@ -64,6 +70,6 @@ def test_features_are_computed_once(monkeypatch: pytest.MonkeyPatch):
 
     explore, read = Exploration(reference(), LagrangianPreference(BETA, "soft"), 0.3, 8, "32-true"), []
     monkeypatch.setattr(exploration, "pack", lambda rows: read.extend(rows) or pack(rows))
-    explore(table((5, 1), (6, 1)), 0.0)
-    explore(table((6, 1), (5, 1), (7, 1)), 0.0)
+    explore(table((5, 1), (6, 1)), multiplier(0.0))
+    explore(table((6, 1), (5, 1), (7, 1)), multiplier(0.0))
     assert sorted(responses[0] for _, responses in read) == [(5, 1), (6, 1), (7, 1)]
