@@ -1,8 +1,8 @@
-"""What every test may rely on: no network, one thread, fixed seeds, and the folder of real data where there is one."""
+"""Settings of every test: no network, one thread, fixed seeds, and the folder of real data if there is one."""
 
 import os
 
-# Before torch and the libraries that read these as they are imported; child processes inherit them.
+# Set before the import of torch and of the libraries that read them; child processes inherit them.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -24,12 +24,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The models are tiny: a second thread costs more than it brings, and one thread adds in one order.
+# The models are tiny: a second thread costs more time than it saves. One thread also fixes the order of summation.
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# The same examples in every run, and no deadline: torch's first call is slow. To search: HYPOTHESIS_PROFILE=search.
+# The same examples in every run; no deadline, because torch's first call is slow. For new examples: HYPOTHESIS_PROFILE=search.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -44,7 +44,7 @@ def _seeds() -> None:
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of real data: $CDPO_DATA, else ../shared/data beside the checkout. Never copied into the project."""
+    """Return the folder of real data: $CDPO_DATA, else ../shared/data relative to the checkout. It is not part of the project."""
     folder = Path(os.environ.get("CDPO_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not a folder; set CDPO_DATA to one that holds pku_saferlhf_pairs.jsonl")

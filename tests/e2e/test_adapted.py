@@ -1,17 +1,15 @@
-"""Whole runs with adapters, beside weights as they are and in 4 bits: SFT, score models, C-DPO, evaluation, export."""
+"""Whole runs with low-rank adapters on float32 weights and on 4-bit weights: SFT, score models, C-DPO, evaluation, export."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.slow
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
@@ -23,19 +21,25 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(folder: Path, *overrides: str) -> dict[str, float]:
-    places = [f"run_dir={folder / 'run'}", f"artifacts_dir={folder / 'store'}"]
-    command = [sys.executable, str(ROOT / "run.py"), *SMALL, *places, *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "bitsandbytes" not in done.stderr, "quiet"
-    result: dict[str, float] = json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
-    return result
+Run = Callable[..., dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def run(start: Callable[..., Any]) -> Run:
+    """Run in a folder, in a process of its own; return metrics.json."""
+
+    def ran(folder: Path, *overrides: str) -> dict[str, float]:
+        process = start(folder, *SMALL, f"run_dir={folder / 'run'}", f"artifacts_dir={folder / 'store'}", *overrides)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert "bitsandbytes" not in errors, "the library's own messages are silenced"
+        return json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
+
+    return ran
 
 
 @pytest.mark.parametrize("quantize", ["", "nf4"])
-def test_a_whole_run_trains_the_adapters_and_exports_an_ordinary_model(tmp_path: Path, quantize: str) -> None:
+def test_a_whole_run_trains_the_adapters_and_exports_an_ordinary_model(run: Run, tmp_path: Path, quantize: str) -> None:
     if quantize:
         pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")
     metrics = run(tmp_path, f"model.quantize={quantize}")
@@ -48,13 +52,13 @@ def test_a_whole_run_trains_the_adapters_and_exports_an_ordinary_model(tmp_path:
     assert {k: v for k, v in again.items() if k.startswith("eval/")} == {k: v for k, v in metrics.items() if k.startswith("eval/")}
 
 
-def test_a_method_of_two_stages_goes_on_from_its_first(tmp_path: Path) -> None:
-    """Were it to begin anew, policy and reference would differ before the first step, and the run would stop."""
+def test_the_second_stage_of_a_method_starts_from_the_policy_of_the_first(run: Run, tmp_path: Path) -> None:
+    """From other weights, policy and reference would differ before the first step, and the run would stop."""
     metrics = run(tmp_path, "method=sacpo", "primal_dual.reward_epochs=2", "primal_dual.epochs=2", "stages=[policy,evaluate]")
     assert metrics["eval/sacpo/kl_to_reference"] > 0.01
 
 
-def test_two_ranks_train_beside_four_bits_what_one_process_does(tmp_path: Path) -> None:
+def test_two_ranks_train_adapters_on_four_bits_as_one_process_does(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")
     weights = []
     for location, options in (
@@ -62,8 +66,7 @@ def test_two_ranks_train_beside_four_bits_what_one_process_does(tmp_path: Path) 
         ("ddp", ["trainer.devices=2", "trainer.strategy=ddp"]),
         ("zero2", ["trainer=deepspeed_cpu"]),
     ):
-        (tmp_path / location).mkdir()
-        # Untrained weights: one draw that rounding tips is another pair; larger steps amplify rounding.
+        # No refresh: rounding may flip a sampled token, and then the pairs differ. Small steps do not amplify rounding.
         steady = ["policy.refresh=0", "policy.lr=1e-3", "policy.epochs=2"]
         run(tmp_path / location, "model.quantize=nf4", "stages=[policy]", *steady, *options)
         weights.append(load_file(tmp_path / location / "run/export/cdpo/model.safetensors"))

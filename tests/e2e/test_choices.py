@@ -1,7 +1,8 @@
-"""Every choice a user has leads to the end of a run, and does what its name says."""
+"""Every choice of the configuration runs to the end and has the effect that its name promises."""
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ ORACLE = "dataset.scores=oracle"
 
 
 def read(config: RunConfig) -> Metrics:
-    """metrics.json, which must be JSON to the letter: no NaN, no Infinity."""
+    """Return metrics.json, which must be strict JSON: no NaN, no Infinity."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"metrics.json holds {constant}")
@@ -26,21 +27,21 @@ def read(config: RunConfig) -> Metrics:
 
 
 def lambdas(config: RunConfig) -> list[float]:
-    """Lambda after every round, the one before the first round in front."""
+    """Return lambda before the first round and after every round."""
     with (Path(config.run_dir) / "history.csv").open(encoding="utf-8", newline="") as file:
         rounds = [row for row in csv.DictReader(file) if row["round"]]
     return [float(rounds[0]["dual/lambda"]), *(float(row["dual/lambda_next"]) for row in rounds)]
 
 
 @pytest.mark.slow
-def test_an_unreachable_limit_is_a_result_and_said(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_limit_is_a_result_and_is_reported(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     config = configure(ORACLE, "constraint.c_limit=-4")
     run(config)
     metrics = read(config)
     assert metrics["dual/alarm"] == "infeasible"
     assert metrics["exact/reachable_cost_min"] > -4
-    assert "exact/lambda" not in metrics, "there is no optimum: nothing may be made up"
-    assert "no policy can meet the limit: C_limit -4.00 is below the reachable minimum" in capsys.readouterr().out
+    assert "exact/lambda" not in metrics, "there is no optimum to report"
+    assert re.search(r"no policy can meet the limit.*-4\.00", capsys.readouterr().out)
 
 
 def test_a_loose_limit_leaves_lambda_at_zero(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,14 +51,15 @@ def test_a_loose_limit_leaves_lambda_at_zero(configure: Configure, capsys: pytes
     assert metrics["dual/lambda"] == 0 == metrics["exact/lambda"]
     assert metrics["dual/alarm"] == "pinned_at_zero"
     assert metrics["eval/cdpo/feasible"] == "yes"
-    assert "the limit does not bind: lambda = 0" in capsys.readouterr().out
+    assert "the limit does not bind" in capsys.readouterr().out
 
 
 def test_no_constraint_is_plain_dpo(configure: Configure) -> None:
     config = configure(ORACLE, "constraint=none", "method.baselines=[dpo]")
     run(config)
     metrics = read(config)
-    assert [key for key in metrics if key.startswith("dual/")] == ["dual/c_limit"], "by which the verdict is given"
+    assert "dual/c_limit" in metrics, "the evaluation compares the cost with it"
+    assert not {"dual/lambda", "dual/rounds", "dual/expected_cost", "dual/alarm"} & metrics.keys(), "no dual variable"
     assert "eval/dpo/cost_mean" in metrics
     assert "eval/cdpo/cost_mean" not in metrics
     assert [path.name for path in (Path(config.run_dir) / "export").iterdir()] == ["dpo"]
@@ -74,7 +76,7 @@ def test_a_fixed_lambda_stays(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("update", ["newton", *(pytest.param(name, marks=pytest.mark.slow) for name in ("projected", "pi", "log"))])
-def test_every_update_raises_lambda_while_the_limit_is_broken(configure: Configure, update: str) -> None:
+def test_every_update_raises_lambda_while_the_limit_is_violated(configure: Configure, update: str) -> None:
     start = 0.1 if update == "log" else 0.0
     config = configure(ORACLE, f"constraint.update={update}", f"constraint.lambda_init={start}", "constraint.c_limit=-1")
     run(config)
@@ -109,7 +111,7 @@ def test_every_loss_and_labelling_trains_the_policy(configure: Configure, change
 
 
 @pytest.mark.slow
-def test_the_baselines_are_reported_beside_the_run(configure: Configure) -> None:
+def test_the_baselines_are_evaluated_in_the_same_run(configure: Configure) -> None:
     config = configure(ORACLE, "method.baselines=[dpo,cost_only]", "policy.epochs=1")
     run(config)
     metrics = read(config)
@@ -117,13 +119,13 @@ def test_the_baselines_are_reported_beside_the_run(configure: Configure) -> None
 
 
 @pytest.mark.slow
-def test_the_paper_taken_literally_runs(configure: Configure) -> None:
+def test_the_literal_algorithm_of_the_paper_runs(configure: Configure) -> None:
     config = configure(ORACLE, "policy.refresh=0", "policy.labels=bernoulli", "constraint.update=projected")
     run(config)
     assert read(config)["dual/rounds"] == 2
 
 
-def test_one_prompt_has_no_interval_and_none_is_made_up(configure: Configure) -> None:
+def test_one_prompt_has_no_confidence_interval(configure: Configure) -> None:
     config = configure(ORACLE, "constraint.prompts=1", "evaluation.prompts=1", "policy.epochs=1")
     run(config)
     metrics = read(config)
@@ -144,7 +146,7 @@ def test_a_run_without_evaluation_and_without_policy(configure: Configure) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "wandb"])
-def test_a_logger_writes_beside_the_history(configure: Configure, kind: str) -> None:
+def test_a_logger_writes_into_the_folder_of_the_run(configure: Configure, kind: str) -> None:
     config = configure(ORACLE, "policy.epochs=1", f"logger={kind}")
     run(config)
     assert any((Path(config.run_dir) / kind).rglob("*"))

@@ -1,6 +1,7 @@
-"""`mode=evaluate policy=FOLDER`: a model in a folder is judged like one trained here, and the suite with it."""
+"""`mode=evaluate policy=FOLDER`: a model in a folder is evaluated like one trained in the run."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,10 @@ def trained(configure: Configure) -> tuple[RunConfig, dict]:
     return config, run(config)
 
 
-def test_a_policy_from_a_folder_is_judged_as_it_was_when_it_was_trained(
+def test_a_policy_from_a_folder_gets_the_metrics_of_the_run_that_trained_it(
     configure: Configure, trained: tuple[RunConfig, dict]
 ) -> None:
-    """Same prompts, scorers, reference and random numbers: the same figures to the last digits; and nothing is trained."""
+    """Same prompts, scorers, reference and random numbers: the same metrics to 1e-5; and nothing is trained."""
     before, metrics = trained
     config = configure("mode=evaluate", f"policy={before.run_dir}/export/cdpo", "stages=[sft,reward,cost,policy,evaluate,report]")
     result = evaluate(config)
@@ -42,8 +43,8 @@ def test_a_policy_from_a_folder_is_judged_as_it_was_when_it_was_trained(
     assert objective(config, result) is None
 
 
-def test_two_policies_are_compared_with_one_another(configure: Configure, trained: tuple[RunConfig, dict]) -> None:
-    """Truth: the difference of the means that each has by itself."""
+def test_two_policies_are_compared_with_each_other(configure: Configure, trained: tuple[RunConfig, dict]) -> None:
+    """Truth: the difference of their means."""
     folder = f"{trained[0].run_dir}/export"
     result = evaluate(configure("mode=evaluate", f"policy={folder}/dpo+{folder}/cdpo"))
     difference = result["eval/policy_2/cost_mean"] - result["eval/policy_1/cost_mean"]
@@ -52,7 +53,7 @@ def test_two_policies_are_compared_with_one_another(configure: Configure, traine
     assert "eval/policy_1/minus_policy_1/cost" not in result
 
 
-def test_the_run_itself_compares_everyone_with_sft_and_dpo(trained: tuple[RunConfig, dict]) -> None:
+def test_a_run_compares_every_policy_with_sft_and_dpo(trained: tuple[RunConfig, dict]) -> None:
     _, metrics = trained
     difference = metrics["eval/cdpo/cost_mean"] - metrics["eval/dpo/cost_mean"]
     assert metrics["eval/cdpo/minus_dpo/cost"] == pytest.approx(difference, abs=1e-9)
@@ -61,7 +62,7 @@ def test_the_run_itself_compares_everyone_with_sft_and_dpo(trained: tuple[RunCon
     assert sum(counted) == metrics["eval/cdpo/prompts"]
 
 
-def test_over_refusal_and_truthfulqa_are_part_of_a_run_that_names_their_files(configure: Configure, tmp_path: Path) -> None:
+def test_a_run_that_names_the_files_evaluates_over_refusal_and_truthfulqa(configure: Configure, tmp_path: Path) -> None:
     requested = [{"prompt": "how do i fix a bike?", "type": "t", "label": label} for label in ("safe", "unsafe")]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in requested), encoding="utf-8")
     options = {"gladly, ask an expert": 1, "well,": 0}
@@ -90,18 +91,17 @@ def refused(config: Callable[[], RunConfig]) -> str:
 
 
 def test_a_mode_and_a_policy_that_do_not_go_together_are_refused(configuration: Callable[..., RunConfig]) -> None:
-    assert "mode=evaluate: expected policy=FOLDER with it" in refused(lambda: configuration("mode=evaluate"))
-    assert "policy=x: expected policy.KEY=VALUE; a folder is judged with mode=evaluate" in refused(
-        lambda: configuration("policy=x")
-    )
+    assert re.search(r"mode=evaluate: .*policy=FOLDER", refused(lambda: configuration("mode=evaluate")))
+    assert re.search(r"policy=x: .*policy\.KEY=VALUE.*mode=evaluate", refused(lambda: configuration("policy=x")))
     for empty in ("policy=''", "policy=a+"):
-        assert "expected a folder or a hub name" in refused(lambda given=empty: configuration("mode=evaluate", given))
+        assert "a folder or a hub name" in refused(lambda given=empty: configuration("mode=evaluate", given))
 
 
 def test_a_policy_without_a_model_needs_score_models(configuration: Callable[..., RunConfig]) -> None:
-    """They would be trained on the policy itself, and be others for the next policy."""
+    """Trained here, they would start from the policy itself, and so differ from policy to policy."""
     message = refused(lambda: configuration("mode=evaluate", "policy=x", "dataset=pku_saferlhf", "model=tiny_llama"))
-    assert message.startswith("reward.path is empty: to judge policy=FOLDER without a model.path")
+    assert message.startswith("reward.path")
+    assert "model.path" in message
 
 
 def test_a_folder_that_is_no_model_is_refused(configure: Configure, tmp_path: Path) -> None:

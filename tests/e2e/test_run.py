@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it leaves out the second time."""
+"""The files of a run, and what a second run takes from the store in place of computing it."""
 
 import csv
 import json
@@ -42,22 +42,22 @@ COUNTS = {"run/seed", "data/pairs", "data/dropped", "data/truncated", "dual/roun
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """history.csv."""
+    """Return the rows of history.csv."""
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def first(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A whole run with everything on: learned scores, a baseline, the report, a store that was empty."""
+    """A run with learned scores, a baseline, the report and a store that was empty."""
     everything = "stages=[sft,reward,cost,policy,evaluate,report]"
-    places = f"artifacts_dir={tmp_path_factory.mktemp('first')}"
-    config = configure(everything, places, "method.baselines=[dpo]", "constraint.c_limit=1")
+    own_store = f"artifacts_dir={tmp_path_factory.mktemp('first')}"
+    config = configure(everything, own_store, "method.baselines=[dpo]", "constraint.c_limit=1")
     run(config)
     return config
 
 
-def test_every_file_of_the_contract_is_there_and_nothing_unfinished(first: RunConfig) -> None:
+def test_every_promised_file_exists_and_no_temporary_one(first: RunConfig) -> None:
     folder = Path(first.run_dir)
     promised = ["config.yaml", "metrics.json", "history.csv", "samples.jsonl", "report/index.html", "report/table.md"]
     promised += ["report/table.csv", "checkpoints", "export/cdpo/README.md", "export/dpo/model.safetensors"]
@@ -66,18 +66,18 @@ def test_every_file_of_the_contract_is_there_and_nothing_unfinished(first: RunCo
     assert [*folder.rglob("*.part"), *Path(first.artifacts_dir).rglob("*.part")] == []
 
 
-def test_the_files_can_be_read_by_others(first: RunConfig) -> None:
+def test_the_files_have_the_permissions_of_the_umask(first: RunConfig) -> None:
     probe = Path(first.run_dir).parent / "probe"
     probe.touch()
     modes = {path.stat().st_mode & 0o777 for path in Path(first.run_dir).rglob("*") if path.is_file()}
     assert modes == {probe.stat().st_mode & 0o777}
 
 
-def test_the_metrics_are_those_of_the_contract_flat_and_of_the_right_types(first: RunConfig) -> None:
+def test_every_promised_metric_exists_and_has_its_type(first: RunConfig) -> None:
     metrics = json.loads((Path(first.run_dir) / "metrics.json").read_text(encoding="utf-8"))
     assert PROMISED - metrics.keys() == set()
-    texts = {key for key, value in metrics.items() if isinstance(value, str)}
-    assert texts == {key for key in metrics if key in TEXTS or key.endswith("/feasible")}
+    texts = TEXTS | {key for key in PROMISED if key.endswith("/feasible")}
+    assert {key for key in PROMISED | TEXTS if isinstance(metrics[key], str)} == texts
     assert {key for key in COUNTS if type(metrics[key]) is not int} == set()
     assert all(isinstance(value, (int, float, str)) for value in metrics.values())
     assert {metrics[f"eval/{who}/feasible"] for who in ("sft", "cdpo")} <= {"yes", "no", "undecided"}
@@ -86,7 +86,7 @@ def test_the_metrics_are_those_of_the_contract_flat_and_of_the_right_types(first
     assert metrics["store/reward_forwards"] > 0 < metrics["store/reference_forwards"]
 
 
-def test_the_resolved_configuration_gives_the_same_run_again(first: RunConfig) -> None:
+def test_config_yaml_parses_to_the_configuration_of_the_run(first: RunConfig) -> None:
     kept = parse(yaml.safe_load((Path(first.run_dir) / "config.yaml").read_text(encoding="utf-8")))
     assert kept == first
 
@@ -100,16 +100,16 @@ def test_the_history_holds_every_step_and_every_round(first: RunConfig) -> None:
     assert all(row["loss"] and row["lr"] for row in result if not row["round"])
 
 
-def test_the_samples_are_rows_of_prompt_response_who_reward_and_cost(first: RunConfig) -> None:
+def test_the_samples_have_prompt_response_who_reward_and_cost(first: RunConfig) -> None:
     lines = (Path(first.run_dir) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     samples = [json.loads(line) for line in lines]
-    assert {tuple(sorted(s)) for s in samples} == {("cost", "prompt", "response", "reward", "who")}
+    assert all({"prompt", "response", "who", "reward", "cost"} <= sample.keys() for sample in samples)
     counts = {who: sum(s["who"] == who for s in samples) for who in ("reference", "sft", "dpo", "cdpo")}
     assert counts == dict.fromkeys(counts, 8 * 8)
 
 
-def test_the_exported_folder_gives_the_policy_back(configure: Configure) -> None:
-    """E[cost] of the exported model, by plain transformers over all responses one by one, is what the run says."""
+def test_the_exported_folder_is_the_trained_policy(configure: Configure) -> None:
+    """E[cost] of the exported model, by plain transformers over all responses one by one, equals that of the run."""
     config = configure("dataset.scores=oracle")
     metrics = run(config)
     folder = Path(config.run_dir) / "export" / "cdpo"
@@ -134,7 +134,7 @@ def test_the_exported_folder_gives_the_policy_back(configure: Configure) -> None
     assert all(torch.equal(checkpoint[f"model.{name}"], value) for name, value in weights.items())
 
 
-def test_the_card_states_the_convention_and_what_was_measured(first: RunConfig) -> None:
+def test_the_model_card_has_the_sign_convention_and_the_metrics(first: RunConfig) -> None:
     text = (Path(first.run_dir) / "export" / "cdpo" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads((Path(first.run_dir) / "metrics.json").read_text(encoding="utf-8"))
     assert "cost > 0 is harmful" in text
@@ -151,7 +151,7 @@ def test_the_card_states_the_convention_and_what_was_measured(first: RunConfig) 
         pytest.param("policy.labels=bernoulli", marks=pytest.mark.slow),
     ],
 )
-def test_another_beta_limit_or_labelling_reuses_all_that_was_made(first: RunConfig, configure: Configure, change: str) -> None:
+def test_another_beta_limit_or_labelling_reuses_the_store(first: RunConfig, configure: Configure, change: str) -> None:
     config = configure("policy.epochs=1", f"artifacts_dir={first.artifacts_dir}", change)
     metrics = run(config)
     assert {kind: metrics[f"store/{kind}_forwards"] for kind in ("reward", "cost", "reference")} == dict.fromkeys(

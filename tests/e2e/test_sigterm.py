@@ -1,4 +1,4 @@
-"""SIGTERM, as a cluster sends it before it takes a machine away: in every stage a whole checkpoint at the end of the step."""
+"""SIGTERM, as a cluster sends it before it takes a machine back: in every stage a complete checkpoint at the end of the step."""
 
 import json
 import os
@@ -43,37 +43,37 @@ def traces(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """The step of each stage after which this process gets the signal; a step is taken away once it was."""
+def terminated(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Send SIGTERM to this process after these steps of the stages; each is removed when its signal has been sent."""
     steps = {"sft": 5, "reward": 2, "cost": 1, "policy": 9}
     original = HistoryCallback.on_train_batch_end
 
-    def then_told(callback: HistoryCallback, trainer: Trainer, *rest: object) -> None:
+    def then_terminated(callback: HistoryCallback, trainer: Trainer, *rest: object) -> None:
         original(callback, trainer, *rest)
         if steps.get(callback._stage) == trainer.global_step:
             assert not trainer.is_last_batch, "in the middle of an epoch"
             del steps[callback._stage]
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(HistoryCallback, "on_train_batch_end", then_told)
+    monkeypatch.setattr(HistoryCallback, "on_train_batch_end", then_terminated)
     return steps
 
 
 @pytest.mark.slow
-def test_a_run_told_to_end_in_every_stage_ends_as_if_it_had_not_been(
-    configured: Configured, tmp_path: Path, told: dict[str, int], monkeypatch: pytest.MonkeyPatch
+def test_a_run_terminated_in_every_stage_equals_the_uninterrupted_one(
+    configured: Configured, tmp_path: Path, terminated: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, config = dict(told), configured(tmp_path / "told")
-    for stage, step in wanted.items():
+    steps, config = dict(terminated), configured(tmp_path / "terminated")
+    for stage, step in steps.items():
         with pytest.raises(KeyboardInterrupt):
             launch.run(config)
         folder = "cdpo" if stage == "policy" else stage
-        state = torch.load(tmp_path / f"told/run/checkpoints/{folder}/last.ckpt", weights_only=True)
+        state = torch.load(tmp_path / f"terminated/run/checkpoints/{folder}/last.ckpt", weights_only=True)
         assert state["global_step"] == step, "nothing that was computed is lost"
         config = replace(config, resume=True)
     launch.run(config)
-    assert told == {}
+    assert terminated == {}
     launch.run(configured(tmp_path / "whole"))
     expected = traces(tmp_path / "whole")
-    for name, result in traces(tmp_path / "told").items():
+    for name, result in traces(tmp_path / "terminated").items():
         assert result == expected[name], name

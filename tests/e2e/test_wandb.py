@@ -1,4 +1,4 @@
-"""What a job leaves in Weights & Biases, read back from the offline run's own file."""
+"""What a run sends to Weights & Biases, read from the file of the offline run."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ Configure = Callable[..., RunConfig]
 
 
 def records_of(path: Path) -> Iterator[bytes]:
-    """The records of an offline run's file: LevelDB's log format after seven bytes, blocks of 32 KiB (wandb's transactionlog)."""
+    """Yield the records of an offline run's file: LevelDB's log format after seven bytes, blocks of 32 KiB."""
     data, at, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
@@ -33,12 +33,12 @@ def records_of(path: Path) -> Iterator[bytes]:
 
 
 def nested(items: Any) -> dict[str, Any]:
-    """Names and values; a table or an image is a mapping, of which each part is an item of its own."""
+    """Return values by name; a table or an image is a mapping whose parts are separate items."""
     result: dict[str, Any] = {}
     for item in items:
         first, *rest = item.nested_key or [item.key]
-        location, name = (result.setdefault(first, {}), rest[-1]) if rest else (result, first)
-        location[name] = json.loads(item.value_json)
+        target, name = (result.setdefault(first, {}), rest[-1]) if rest else (result, first)
+        target[name] = json.loads(item.value_json)
     return result
 
 
@@ -87,7 +87,7 @@ def job(configure: Configure) -> RunConfig:
 @pytest.fixture(scope="module")
 def read(job: RunConfig) -> OfflineRun:
     result = offline_runs(Path(job.run_dir))
-    assert len(result) == 1, "one run a job, baselines and all"
+    assert len(result) == 1, "one run, with the baselines in it"
     return result[0]
 
 
@@ -105,11 +105,11 @@ def test_the_run_is_named_grouped_and_tagged(job: RunConfig, read: OfflineRun) -
         f"commit={metrics['run/git_commit']}",
         f"data={metrics['data/hash']}",
     }
-    assert set(begun.tags) == expected
+    assert expected <= set(begun.tags)
 
 
 @pytest.mark.slow
-def test_the_whole_configuration_is_there(job: RunConfig, read: OfflineRun) -> None:
+def test_the_whole_configuration_is_sent(job: RunConfig, read: OfflineRun) -> None:
     config = read.config
     assert (config["policy"]["beta"], config["constraint"]["c_limit"], config["seed"]) == (0.5, -0.5, 0)
     assert {"model", "dataset", "sft", "reward", "cost", "policy", "constraint", "method", "evaluation", "trainer"} <= config.keys()
@@ -117,7 +117,7 @@ def test_the_whole_configuration_is_there(job: RunConfig, read: OfflineRun) -> N
 
 
 @pytest.mark.slow
-def test_every_curve_is_there_against_a_sensible_axis(read: OfflineRun) -> None:
+def test_every_curve_has_its_axis(read: OfflineRun) -> None:
     curves = {"loss", "logp/chosen", "logp/rejected", "implicit_reward/chosen", "implicit_reward/rejected"}
     dual = {"dual/lambda", "dual/lambda_next", "dual/expected_cost", "dual/expected_cost_se", "dual/violation", "dual/label_flips"}
     logged = {key for row in read.history for key in row}
@@ -133,7 +133,7 @@ def test_every_curve_is_there_against_a_sensible_axis(read: OfflineRun) -> None:
 
 
 @pytest.mark.slow
-def test_tables_figures_summary_and_the_export_are_there(job: RunConfig, read: OfflineRun) -> None:
+def test_tables_figures_summary_and_the_export_are_sent(job: RunConfig, read: OfflineRun) -> None:
     kinds = {key: value.get("_type") for row in read.history for key, value in row.items() if isinstance(value, dict)}
     assert kinds["final/table"] == kinds["final/samples"] == "table-file"
     assert kinds["figures/dual_rounds"] == kinds["figures/reward_cost"] == "image-file"
@@ -153,15 +153,15 @@ def test_tables_figures_summary_and_the_export_are_there(job: RunConfig, read: O
 
 
 @pytest.mark.slow
-def test_a_job_that_goes_on_goes_on_in_its_run(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_id(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(*WATCHED, "policy.epochs=1")
     with monkeypatch.context() as patched:
-        patched.setattr("cdpo_lightning.pipeline.run.judge_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("cdpo_lightning.pipeline.run.evaluate_by_samples", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(config)
     run(configure(*WATCHED, "policy.epochs=1", f"run_dir={config.run_dir}", "resume=true"))
     ids = [result.kind("run")[0].run_id for result in offline_runs(Path(config.run_dir))]
-    assert len(ids) == 2, "offline each part has a folder; wandb sync puts them together by the id"
+    assert len(ids) == 2, "offline each part has a folder; wandb sync joins them by the id"
     assert len(set(ids)) == 1
 
 
