@@ -94,7 +94,7 @@ def dual_round(
         beta: KL weight, reward units per nat.
         lowest: mean over prompts of the smallest phi seen, by constraint; needed to recognise an infeasible limit.
         oracle: what is reported in place of phi.
-        values: measures for the update where they are not those of these samples alone (the window of [SafeRLHF]).
+        values: measures for the update where they are not those of these samples (the window of [SafeRLHF]).
 
     Raises:
         NumericsError: a number that the multipliers depend on is not finite.
@@ -102,9 +102,6 @@ def dual_round(
     estimates = {c.name: estimate(c, dual, samples, oracle) for c in constraints}
     told = {name: one.mean for name, one in estimates.items()} | dict(values or {})
     lam, memory = _updated(samples, constraints, dual, update, beta, told)
-    alarms = dict.fromkeys(estimates, "none")
-    if update is not None:
-        alarms = {c.name: _alarm(c, lam[c.name], update, estimates[c.name], lowest) for c in constraints}
     after = replace(
         dual,
         lam=lam,
@@ -114,7 +111,7 @@ def dual_round(
         lowest={**dual.lowest, **(lowest or {})},
         measured={name: one.mean for name, one in estimates.items()},
         measured_se={name: one.se for name, one in estimates.items()},
-        alarm=alarms,
+        alarm={c.name: _alarm(c, lam[c.name], update, estimates[c.name], lowest) for c in constraints},
     )
     return after, _history_row(constraints, dual, after)
 
@@ -150,7 +147,12 @@ def _remembered(constraint: Constraint, dual: DualState, samples: Samples) -> Ma
     return constraint.measure.remember(samples.scores[constraint.score][covered], constraint.limit, memory)
 
 
-def _alarm(constraint: Constraint, lam: float, update: Update, value: Estimate, lowest: Mapping[str, float] | None) -> str:
+def _alarm(
+    constraint: Constraint, lam: float, update: Update | None, value: Estimate, lowest: Mapping[str, float] | None
+) -> str:
+    """Return the alarm of a constraint after its update; `none` where lambda is not updated."""
+    if update is None:
+        return "none"
     highest = getattr(update, "lam_max", float("inf"))
     smallest = (lowest or {}).get(constraint.name)
     return dual_maths.alarm(lam, highest, value.mean - constraint.limit, value.se, smallest, constraint.limit)
@@ -179,14 +181,14 @@ def with_former_keys(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def dual_metrics(constraints: Sequence[Constraint], dual: DualState, start: Mapping[str, float]) -> dict[str, Any]:
     """Return `dual/<constraint>/*` of the last round, with the former keys of `cost`; after no round, lambda alone."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for c in constraints:
-        found |= {f"dual/{c.name}/lambda": dual.lam[c.name], f"dual/{c.name}/lambda_start": start[c.name]}
-        found[f"dual/{c.name}/limit"] = c.limit
+        metrics |= {f"dual/{c.name}/lambda": dual.lam[c.name], f"dual/{c.name}/lambda_start": start[c.name]}
+        metrics[f"dual/{c.name}/limit"] = c.limit
         if dual.round:
-            found |= {
+            metrics |= {
                 f"dual/{c.name}/measured": dual.measured[c.name],
                 f"dual/{c.name}/measured_se": dual.measured_se[c.name],
                 f"dual/{c.name}/alarm": dual.alarm[c.name],
             }
-    return with_former_keys(found) | ({"dual/rounds": dual.round} if dual.round else {})
+    return with_former_keys(metrics) | ({"dual/rounds": dual.round} if dual.round else {})
