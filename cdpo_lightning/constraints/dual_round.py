@@ -147,9 +147,7 @@ def _remembered(constraint: Constraint, dual: DualState, samples: Samples) -> Ma
     return constraint.measure.remember(samples.scores[constraint.score][covered], constraint.limit, memory)
 
 
-def _alarm(
-    constraint: Constraint, lam: float, update: Update | None, value: Estimate, lowest: Mapping[str, float] | None
-) -> str:
+def _alarm(constraint: Constraint, lam: float, update: Update | None, value: Estimate, lowest: Mapping[str, float] | None) -> str:
     """Return the alarm of a constraint after its update; `none` where lambda is not updated."""
     if update is None:
         return "none"

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdpo_lightning.constraints.constraint import Constraint
+from cdpo_lightning.data.corpus import Corpus
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.data.records import PreferencePair
+from cdpo_lightning.evaluation.exact import ExactProblem, all_rows, all_texts
 from cdpo_lightning.pipeline.base_model import IdentifiedModel
 from cdpo_lightning.pipeline.inference import Inference
 from cdpo_lightning.scorers.model_scorer import ModelScorer
@@ -105,3 +108,25 @@ def make_training_pairs(
 def _count_truncated(encoder: Encoder, prompts: Sequence[str], texts: Sequence[Text]) -> int:
     """Return how many prompts and responses lost tokens."""
     return sum(encoder.is_cut(p, None) for p in prompts) + sum(encoder.is_cut(None, response) for _, response in texts)
+
+
+def exact_problem(
+    corpus: Corpus, constraints: Sequence[Constraint], encoder: Encoder, constants: Constants, beta: float
+) -> ExactProblem | None:
+    """Return the problem with all responses enumerated, in the closed-form world."""
+    world = corpus.world
+    if world is None:
+        return None
+    rows = all_rows([encoder.prompt(p) for p in world.prompts], [encoder.response(r) for r in world.responses])
+    texts = all_texts(world)
+    shape = (len(world.prompts), len(world.responses))
+    scores, logp = constants(texts, rows)
+    truth = {name: torch.tensor([world.score(name, *text) for text in texts], dtype=torch.float64) for name in SCORES}
+    return ExactProblem(
+        reference_logp=logp.view(shape),
+        scores={name: score.view(shape) for name, score in scores.items()},
+        truth={name: score.view(shape) for name, score in truth.items()},
+        constraints=constraints,
+        beta=beta,
+        rows=rows,
+    )

@@ -17,7 +17,7 @@ from cdpo_lightning.data.corpus import Corpus, load_corpus
 from cdpo_lightning.data.records import Demonstration
 from cdpo_lightning.errors import DataError
 from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
-from cdpo_lightning.evaluation.exact import ExactProblem, all_rows, all_texts
+from cdpo_lightning.evaluation.exact import ExactProblem
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.heads.published import require_folder
 from cdpo_lightning.models.lm.packed_forward import compute_type, supports_packing
@@ -31,14 +31,16 @@ from cdpo_lightning.pipeline.base_model import (
     make_trainables,
     require_context,
 )
-from cdpo_lightning.pipeline.constants import Constants, StoredConstants, TrainingPairs, make_training_pairs
+from cdpo_lightning.pipeline.constants import StoredConstants, TrainingPairs, make_training_pairs
 from cdpo_lightning.pipeline.inference import Inference, make_inference
 from cdpo_lightning.pipeline.scorers import SCORES, make_scorer, scorer_kind
 from cdpo_lightning.pipeline.sft import fine_tune, sft_compute
 from cdpo_lightning.scorers.model_scorer import ModelScorer
+from cdpo_lightning.scorers.scorer import Scorer, Text
 from cdpo_lightning.store.artifacts import ForwardCounter, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
+from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.fit import FitSettings
 from cdpo_lightning.training.loggers import make_logger
@@ -69,24 +71,15 @@ class MethodInputs:
     exact: ExactProblem | None  # in the closed-form world
 
 
-def build_evaluation(
-    config: RunConfig, folder: Path, store: Store, history: History, screen: Screen
-) -> tuple[EvaluationSetup, Trainables, FitSettings, Metrics]:
-    """Load data and models, train what evaluation needs (SFT, score models), and begin the run's folder.
-
-    Returns:
-        the setup, how trainable copies are made, how stages are trained, and what was measured on the way.
-    """
+def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: History, screen: Screen) -> StageInputs:
+    """Return data and base model, checked, and how stages are trained; begin the run's folder."""
     corpus = load_corpus(config.dataset, config.evaluation, config.seed)
-    constraints = make_constraints(config.constraint)
     screen.data(corpus)
     require_examples(config, corpus)
     tokenizer = load_tokenizer(config.model)
-    encoder = make_encoder(config, tokenizer)
     require_context(config.model)
     inference = make_inference(config)
     trainables = make_trainables(config, inference.device)
-    engine = make_engine(config, folder)
     base = load_base(trainables, tokenizer)
     if not supports_packing(base.model):
         screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
@@ -100,28 +93,58 @@ def build_evaluation(
         progress=screen.progress,
         logger_for=lambda who: make_logger(config.logger, folder, who, baseline=who != config.who),
     )
-    inputs = StageInputs(config, corpus, encoder, base, trainables, inference, store, settings)
+    return StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
+
+
+def train_listed_stages(inputs: StageInputs, screen: Screen) -> Metrics:
+    """Train SFT and the score models that `stages` names, for a run without policies; return what was measured."""
+    _, metrics = _reference(inputs, screen)
+    for name in SCORES:
+        if name in inputs.config.stages:
+            metrics |= _scorer(inputs, name, screen)[1]
+    counts = make_training_pairs(inputs.corpus.pairs, inputs.encoder, _no_constants, inputs.config.seed)[1]
+    return metrics | _data_metrics(inputs.corpus) | counts
+
+
+def build_evaluation(inputs: StageInputs, folder: Path, screen: Screen) -> tuple[EvaluationSetup, Metrics]:
+    """Return what policies are evaluated with, and what was measured while SFT and score models were trained or read."""
+    config, engine = inputs.config, make_engine(inputs.config, folder)
     reference, metrics = _reference(inputs, screen)
-    metrics |= {**corpus.metrics, "data/hash": digest([asdict(pair) for pair in corpus.pairs])}
     scorers = {}
     for name in SCORES:
-        with screen.stage(name) as done:
-            scorers[name], quality = make_scorer(inputs, name)
-            done(quality)
+        scorers[name], quality = _scorer(inputs, name, screen)
         metrics |= quality
     for model in [reference.model, *(scorer.model for scorer in scorers.values() if isinstance(scorer, ModelScorer))]:
-        inference.keep(model)
+        inputs.inference.keep(model)
     evaluator = PolicyEvaluator(
         scorers=scorers,
         reference=reference.model,
-        encoder=encoder,
+        encoder=inputs.encoder,
         batch_size=config.trainer.inference_batch,
         sample_batch=config.trainer.sample_batch,
         precision=config.trainer.precision,
         engine=engine,
     )
-    constants = StoredConstants(store, scorers, reference, inference, config.model.attention)
-    return EvaluationSetup(corpus, constraints, evaluator, inference, constants), trainables, settings, metrics
+    constants = StoredConstants(inputs.store, scorers, reference, inputs.inference, config.model.attention)
+    constraints = make_constraints(config.constraint)
+    setup = EvaluationSetup(inputs.corpus, constraints, evaluator, inputs.inference, constants)
+    return setup, metrics | _data_metrics(inputs.corpus)
+
+
+def _scorer(inputs: StageInputs, name: str, screen: Screen) -> tuple[Scorer, Metrics]:
+    with screen.stage(name) as done:
+        scorer, quality = make_scorer(inputs, name)
+        done(quality)
+    return scorer, quality
+
+
+def _data_metrics(corpus: Corpus) -> Metrics:
+    return {**corpus.metrics, "data/hash": digest([asdict(pair) for pair in corpus.pairs])}
+
+
+def _no_constants(texts: Sequence[Text], rows: Sequence[TokenRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return no scores and zeros for log pi_ref: for a run that only counts its pairs."""
+    return {}, torch.zeros(len(texts), dtype=torch.float64)
 
 
 def _reference(inputs: StageInputs, screen: Screen) -> tuple[IdentifiedModel, Metrics]:
@@ -137,40 +160,23 @@ def _reference(inputs: StageInputs, screen: Screen) -> tuple[IdentifiedModel, Me
     return IdentifiedModel(inputs.trainables.frozen(reference.model.requires_grad_(False)), identity), metrics
 
 
-def make_method_inputs(
-    config: RunConfig, setup: EvaluationSetup, trainables: Trainables, settings: FitSettings, screen: Screen
-) -> tuple[MethodInputs, Metrics]:
+def make_method_inputs(inputs: StageInputs, setup: EvaluationSetup, screen: Screen) -> tuple[MethodInputs, Metrics]:
     """Return what methods are trained with: the pairs with their constants, and in the closed-form world the exact problem."""
-    encoder = setup.evaluator.encoder
+    config, corpus = inputs.config, inputs.corpus
     with screen.stage("constants") as done:
-        pairs, counts = make_training_pairs(setup.corpus.pairs, encoder, setup.constants, config.seed)
+        pairs, counts = make_training_pairs(corpus.pairs, inputs.encoder, setup.constants, config.seed)
         done({"responses": len(pairs.table.responses), "pairs": len(pairs.table)})
-    exact = exact_problem(setup.corpus, setup.constraints, encoder, setup.constants, config.policy.beta)
-    demos = setup.corpus.demonstrations.train
-    inputs = MethodInputs(setup.evaluator, setup.constraints, pairs, trainables, setup.inference, settings, demos, exact)
-    return inputs, counts
-
-
-def exact_problem(
-    corpus: Corpus, constraints: Sequence[Constraint], encoder: Encoder, constants: Constants, beta: float
-) -> ExactProblem | None:
-    """Return the problem with all responses enumerated, in the closed-form world."""
-    world = corpus.world
-    if world is None:
-        return None
-    rows = all_rows([encoder.prompt(p) for p in world.prompts], [encoder.response(r) for r in world.responses])
-    texts = all_texts(world)
-    shape = (len(world.prompts), len(world.responses))
-    scores, logp = constants(texts, rows)
-    truth = {name: torch.tensor([world.score(name, *text) for text in texts], dtype=torch.float64) for name in SCORES}
-    return ExactProblem(
-        reference_logp=logp.view(shape),
-        scores={name: score.view(shape) for name, score in scores.items()},
-        truth={name: score.view(shape) for name, score in truth.items()},
-        constraints=constraints,
-        beta=beta,
-        rows=rows,
+    method_inputs = MethodInputs(
+        evaluator=setup.evaluator,
+        constraints=setup.constraints,
+        pairs=pairs,
+        trainables=inputs.trainables,
+        inference=inputs.inference,
+        settings=inputs.settings,
+        demonstrations=corpus.demonstrations.train,
+        exact=exact_problem(corpus, setup.constraints, inputs.encoder, setup.constants, config.policy.beta),
     )
+    return method_inputs, counts
 
 
 def make_encoder(config: RunConfig, tokenizer: Any) -> Encoder:

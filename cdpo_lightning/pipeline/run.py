@@ -27,9 +27,19 @@ from cdpo_lightning.pipeline.methods.ppo import train_ppo
 from cdpo_lightning.pipeline.methods.preference import TrainedPolicy, train_preference
 from cdpo_lightning.pipeline.methods.primal_dual import train_primal_dual
 from cdpo_lightning.pipeline.preflight.checks import preflight
-from cdpo_lightning.pipeline.prepare import EvaluationSetup, MethodInputs, build_evaluation, make_method_inputs, open_store
+from cdpo_lightning.pipeline.prepare import (
+    EvaluationSetup,
+    MethodInputs,
+    build_evaluation,
+    load_stage_inputs,
+    make_method_inputs,
+    open_store,
+    train_listed_stages,
+)
 from cdpo_lightning.pipeline.sft import sft_compute
+from cdpo_lightning.store.artifacts import Store
 from cdpo_lightning.store.files import write_json
+from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import find_run, git_commit
 from cdpo_lightning.training.callbacks.wandb_run import open_run, publish
 from cdpo_lightning.training.fit import require_hardware
@@ -60,22 +70,32 @@ def _run(config: RunConfig) -> Metrics:
     if ranks.world_size() > 1:
         preflight(config, folder, screen)
     store, history = open_store(config, folder)
-    setup, trainables, settings, measured = build_evaluation(config, folder, store, history, screen)
-    inputs, counts = make_method_inputs(config, setup, trainables, settings, screen)
-    metrics = _origin(config)
-    metrics |= {"run/method": config.who, "dual/c_limit": config.constraint.c_limit, **measured, **counts}
-    with open_run(config, folder, metrics) as watch:
-        metrics = _finite(metrics) | _train_and_evaluate(config, setup, inputs, folder, screen)
-        metrics |= {key: store.forward_counter.total(key) for key in _FORWARDS}
-        metrics["run/wall_seconds"] = time.perf_counter() - start
-        history.write()
-        _write(metrics, config, folder)
-        if watch is not None:
-            publish(watch, config, folder, metrics, report.result_rows(metrics))
+    inputs = load_stage_inputs(config, folder, store, history, screen)
+    metrics = _origin(config) | {"run/method": config.who, "dual/c_limit": config.constraint.c_limit}
+    if not {"policy", "evaluate"} & set(config.stages):
+        metrics |= train_listed_stages(inputs, screen)
+        _finish(metrics, config, folder, store, history, start)
+    else:
+        setup, measured = build_evaluation(inputs, folder, screen)
+        method_inputs, counts = make_method_inputs(inputs, setup, screen)
+        metrics |= measured | counts
+        with open_run(config, folder, metrics) as watch:
+            metrics = _finite(metrics) | _train_and_evaluate(config, setup, method_inputs, folder, screen)
+            _finish(metrics, config, folder, store, history, start)
+            if watch is not None:
+                publish(watch, config, folder, metrics, report.result_rows(metrics))
     if ranks.is_first():
         screen.end(metrics, folder)
     ranks.barrier()
     return metrics
+
+
+def _finish(metrics: Metrics, config: RunConfig, folder: Path, store: Store, history: History, start: float) -> None:
+    """Add what the run took to the metrics; write history, metrics.json and the report."""
+    metrics |= {key: store.forward_counter.total(key) for key in _FORWARDS}
+    metrics["run/wall_seconds"] = time.perf_counter() - start
+    history.write()
+    _write(metrics, config, folder)
 
 
 def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: MethodInputs, folder: Path, screen: Screen) -> Metrics:
@@ -128,7 +148,7 @@ def evaluate(config: RunConfig) -> Metrics:
     folder = find_run(config)
     config = replace(config, run_dir=str(folder))
     screen = Screen(config)
-    setup, _, _, measured = build_evaluation(config, folder, *open_store(config, folder), screen)
+    setup, measured = build_evaluation(load_stage_inputs(config, folder, *open_store(config, folder), screen), folder, screen)
     sources = {f"run/{who}": path for who, path in zip(config.external_names, config.external_policies, strict=True)}
     metrics: Metrics = {**_origin(config), "run/method": config.external_names[0], **sources, **measured}
     metrics["dual/c_limit"] = config.constraint.c_limit

@@ -75,8 +75,8 @@ def train_primal_dual(inputs: MethodInputs, method: ResolvedMethod, screen: Scre
     second = _with_objective(second, objective, safer_labels(inputs.pairs.records) if method.human else None, inputs, method)
     dual, step_compute = _first_step(second, inputs)
     fitted = fit_pairs(replace(second, dual=dual), inputs, screen)
-    asked = 0 if method.human else len(inputs.evaluator.scorers) * len(table.responses)  # reward first, cost in the second stage
-    compute = start_compute + step_compute + ComputeBudget(scorer_forwards=asked) + rhat.compute + fitted.compute
+    labelled = 0 if method.human else len(inputs.evaluator.scorers) * len(table.responses)  # reward first, cost in the second stage
+    compute = start_compute + step_compute + ComputeBudget(scorer_forwards=labelled) + rhat.compute + fitted.compute
     model = fitted.model if any(value > 0 for value in fitted.dual.lam.values()) else rhat.model
     return TrainedPolicy(model, policy_metrics(fitted, method, both.loop, lam), fitted.speed, compute)
 
