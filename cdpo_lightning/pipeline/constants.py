@@ -121,7 +121,7 @@ def exact_problem(
     texts = all_texts(world)
     shape = (len(world.prompts), len(world.responses))
     scores, logp = constants(texts, rows)
-    truth = {name: torch.tensor([world.score(name, *text) for text in texts], dtype=torch.float64) for name in SCORES}
+    truth = {name: torch.tensor([world.score(name, *text) for text in texts], dtype=torch.float64) for name in scores}
     return ExactProblem(
         reference_logp=logp.view(shape),
         scores={name: score.view(shape) for name, score in scores.items()},

@@ -31,7 +31,7 @@ from cdpo_lightning.pipeline.base_model import (
     make_trainables,
     require_context,
 )
-from cdpo_lightning.pipeline.constants import StoredConstants, TrainingPairs, make_training_pairs
+from cdpo_lightning.pipeline.constants import StoredConstants, TrainingPairs, exact_problem, make_training_pairs
 from cdpo_lightning.pipeline.inference import Inference, make_inference
 from cdpo_lightning.pipeline.scorers import SCORES, make_scorer, scorer_kind
 from cdpo_lightning.pipeline.sft import fine_tune, sft_compute
