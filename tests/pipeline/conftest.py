@@ -29,7 +29,7 @@ from cdpo_lightning.evaluation.evaluator import Measurement
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.models.sampling.generation import Sample
 from cdpo_lightning.pipeline.inference import Inference
-from cdpo_lightning.store.artifacts import Ledger, Store
+from cdpo_lightning.store.artifacts import ForwardCounter, Store
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.fit import FitSettings
@@ -99,7 +99,7 @@ def inference():
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "artifacts", Ledger(tmp_path / "ledger.json", resume=False))
+    return Store(tmp_path / "artifacts", ForwardCounter(tmp_path / "ledger.json", resume=False))
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_forwards_are_counted_once_and_only_those_of_models(constants, store):
     """The three responses are run through the reference; look-ups are no models."""
     for _ in range(2):
         constants(TEXTS, ROWS)
-    totals = {key: store.ledger.total(f"store/{key}_forwards") for key in ("reward", "cost", "reference")}
+    totals = {key: store.forward_counter.total(f"store/{key}_forwards") for key in ("reward", "cost", "reference")}
     assert totals == {"reward": 0, "cost": 0, "reference": 3}
 
 

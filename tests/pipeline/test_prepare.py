@@ -121,16 +121,16 @@ def test_without_another_engine_the_policy_samples_itself(config, tmp_path):
     assert make_engine(config, tmp_path) is None
 
 
-def test_a_resumed_run_keeps_its_ledger_and_its_history(config, tmp_path):
+def test_a_resumed_run_keeps_its_counts_of_forwards_and_its_history(config, tmp_path):
     store, history = open_store(config, tmp_path)
     store.get("kind", {"a": 1}, lambda: ({"x": torch.zeros(1)}, {}), ("store/cost_forwards", 5))
     history.log(stage="policy", step=1, loss=0.5)
     history.write()
     resumed, old = open_store(replace(config, resume=True), tmp_path)
-    assert resumed.ledger.total("store/cost_forwards") == 5
+    assert resumed.forward_counter.total("store/cost_forwards") == 5
     assert old.rows == [{"stage": "policy", "step": "1", "loss": "0.5"}]
     new, empty = open_store(config, tmp_path)
-    assert new.ledger.total("store/cost_forwards") == 0
+    assert new.forward_counter.total("store/cost_forwards") == 0
     assert empty.rows == []
     assert new.holds("kind", {"a": 1}), "artifacts are all runs'"
 

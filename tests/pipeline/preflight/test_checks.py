@@ -114,8 +114,8 @@ def test_the_loss_before_the_first_step_of_other_losses(checked, config, loss, e
 
 @pytest.mark.parametrize("wrong", [0.5, float("nan")])
 def test_log_probabilities_that_do_not_fit_are_refused(checked, monkeypatch, wrong):
-    right = checks.logp_of
-    monkeypatch.setattr(checks, "logp_of", lambda *args: right(*args) + wrong)
+    right = checks.response_logp_of_rows
+    monkeypatch.setattr(checks, "response_logp_of_rows", lambda *args: right(*args) + wrong)
     with pytest.raises(NumericsError, match=rf"^step 0: .*{wrong:g}"):
         checked()
 
