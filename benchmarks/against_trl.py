@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def long_pairs(pairs: Path, model: str, count: int, low: int, high: int, folder: Path) -> Path:
-    """A file of the first `count` pairs of `low` to `high` tokens: prompt and both answers, without the template's."""
+    """Return a file with the first `count` pairs of `low` to `high` tokens: prompt and both answers, without the template's."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -33,13 +33,13 @@ def long_pairs(pairs: Path, model: str, count: int, low: int, high: int, folder:
         if low <= tokens <= high:
             kept.append(line)
     if len(kept) < count:
-        raise SystemExit(f"{pairs}: {len(kept)} pairs of {low} to {high} tokens, {count} wanted; give a file with more of them")
+        raise SystemExit(f"{pairs}: {len(kept)} pairs of {low} to {high} tokens, expected {count}; give a file with more of them")
     path.write_text("\n".join(islice(kept, count)) + "\n", encoding="utf-8")
     return path
 
 
 def measured(program: str, *options: str) -> dict[str, Any]:
-    """The JSON line of one run of a program."""
+    """Return the JSON line of one run of a program."""
     done = subprocess.run([sys.executable, str(HERE / program), *options], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"who"')]
     if done.returncode or not lines:
@@ -50,7 +50,7 @@ def measured(program: str, *options: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs both sides in turn and compares."""
+    """Run both sides in turn and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pairs", type=Path, required=True)

@@ -4,7 +4,7 @@
 
 For seeds 0 to 4, beta 0.3 and 1.0 and limits 25, 50 and 75 % of the way from the lowest reachable E[c] to the
 unconstrained one, with the recommended settings, which are the defaults; then the paper's own setting and three
-ablations. Each run is a folder of its own, so a second start goes on where the first was stopped. Writes
+ablations. Each run has a folder of its own, so a second start continues where the first was stopped. Writes
 docs/results/certificate.md.
 """
 
@@ -41,12 +41,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the name of the job's folder."""
         return f"{self.setting.replace(' ', '_')}-seed{self.seed}-beta{self.beta:g}-share{self.share:g}"
 
 
 def compose(overrides: list[str]):  # type: ignore[no-untyped-def]
-    """The configuration with `overrides`, parsed."""
+    """Return the parsed configuration with `overrides`."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -57,7 +57,7 @@ def compose(overrides: list[str]):  # type: ignore[no-untyped-def]
 
 
 def common(job: Job, folder: Path) -> list[str]:
-    """What all runs of a world share, so that the store serves them all."""
+    """Return the overrides that all runs of a world share, so that the store serves them all."""
     return [
         f"seed={job.seed}",
         f"policy.beta={job.beta}",
@@ -70,20 +70,23 @@ def common(job: Job, folder: Path) -> list[str]:
 
 
 def binding_range(overrides: list[str], location: Path) -> tuple[float, float]:
-    """(lowest reachable E[c], unconstrained E[c]) of the world at the run's beta, by enumeration."""
+    """Return the lowest reachable and the unconstrained E[c] of the world at the run's beta, by enumeration."""
     from cdpo_lightning.console import Screen
-    from cdpo_lightning.pipeline.evaluate.policies import exact_problem
-    from cdpo_lightning.pipeline.prepare import prepare
+    from cdpo_lightning.pipeline.prepare import build_evaluation, exact_problem, open_store
     from cdpo_lightning.store.run_folder import find_run
 
     begun = ["resume=true"] if (location / "identity").exists() else []
     config = compose([*overrides, *begun, f"run_dir={location}"])
-    result = exact_problem(prepare(config, find_run(config), Screen(config))).metrics()  # type: ignore[union-attr]
-    return result["exact/reachable_cost_min"], result["exact/unconstrained_expected_cost"]
+    folder = find_run(config)
+    setup, *_ = build_evaluation(config, folder, *open_store(config, folder), Screen(config))
+    problem = exact_problem(setup.corpus, setup.constraints, setup.evaluator.encoder, setup.constants, config.policy.beta)
+    assert problem is not None, "the world is closed_form"
+    metrics = problem.metrics()
+    return metrics["exact/cost/reachable_min"], metrics["exact/cost/unconstrained"]
 
 
 def one(job: Job, folder: Path) -> dict[str, object]:
-    """The metrics of a job, run now unless they are there."""
+    """Return the metrics of a job; run it now unless they are there."""
     path = folder / job.name / "metrics.json"
     if not path.exists():
         from cdpo_lightning.pipeline.run import run
@@ -100,7 +103,7 @@ def one(job: Job, folder: Path) -> dict[str, object]:
 
 
 def row(job: Job, m: dict[str, object]) -> dict[str, float | str | bool]:
-    """The figures of the certificate, and whether all of its five bounds hold."""
+    """Return the figures of the certificate, and whether all of its five bounds hold."""
     who = "cdpo" if "exact/cdpo/expected_cost" in m else "cdpo_fixed"
     value = {k: float(m[f"exact/{who}/{k}"]) for k in ("expected_cost", "kl_to_optimum", "support_mass", "duality_gap")}  # type: ignore[arg-type]
     lam, exact, limit = (float(m[k]) for k in ("dual/lambda", "exact/lambda", "dual/c_limit"))  # type: ignore[arg-type]
@@ -134,21 +137,21 @@ def _cell(value: float | str | bool) -> str:
 
 
 def table(rows: list[dict[str, float | str | bool]]) -> str:
-    """The rows in Markdown."""
+    """Return the rows in Markdown."""
     head = list(rows[0])
     cells = [[_cell(value) for value in r.values()] for r in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *cells]) + "\n"
 
 
 def jobs(only: str) -> list[Job]:
-    """All runs of the certificate, the recommended settings first."""
+    """Return all runs of the certificate, the recommended settings first."""
     grid = [Job("cdpo", s, b, share, ()) for b in BETAS for share in SHARES for s in SEEDS]  # neighbours share no world
     others = [Job(name, s, ABLATION_BETA, ABLATION_SHARE, tuple(over)) for name, over in VARIANTS.items() for s in ABLATION_SEEDS]
     return [job for job in [*grid, *others] if only in ("", job.setting)]
 
 
 def write(rows: list[dict[str, float | str | bool]], commits: set[str]) -> None:
-    """docs/results/certificate.md."""
+    """Write docs/results/certificate.md."""
     grid, others = [r for r in rows if r["setting"] == "cdpo"], [r for r in rows if r["setting"] != "cdpo"]
     text = (ROOT / "benchmarks" / "certificate_head.md").read_text()
     text += f"\nRun at commit {', '.join(sorted(commits))}.\n"
@@ -167,7 +170,7 @@ def _start(job: Job, folder: Path) -> tuple[Job, dict[str, object]]:
 
 
 def main() -> None:
-    """Runs what is missing and writes the table."""
+    """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("outputs/certificate"))

@@ -20,27 +20,48 @@ from pair_step import table_of
 from transformers import AutoTokenizer
 
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
-from cdpo_lightning.evaluation.evaluator import Measurement, ModelScorer, PolicyEvaluator
+from cdpo_lightning.constraints.build import make_constraints
+from cdpo_lightning.constraints.constraint import DualState
+from cdpo_lightning.constraints.updates import make_update
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference
+from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator
 from cdpo_lightning.models.heads.score_model import from_causal_lm
+from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.store.history import History
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.callbacks.dual_update import DualUpdate
+from cdpo_lightning.training.callbacks.round_log import RoundLog
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
+from cdpo_lightning.training.dual_loop import DualLoop
 
 
-class TimedJudge(PolicyEvaluator):
-    """A judge that knows how long it took."""
+class TimedEvaluator(PolicyEvaluator):
+    """An evaluator that knows how long its last measurement took."""
 
     def measure(self, *args: Any) -> Measurement:
-        """As a judge's, with the clock around it."""
+        """Return the measurement, and keep the seconds that it took."""
         start = time.perf_counter()
         result = super().measure(*args)
         object.__setattr__(self, "seconds", time.perf_counter() - start)
         return result
 
 
+def dual_loop(policy: PolicyConfig, samples: int) -> DualLoop:
+    """Return the dual loop with the default constraint, measured on all prompts after every epoch."""
+    config = ConstraintConfig(kind="dual", samples_per_prompt=samples)
+    return DualLoop(
+        constraints=make_constraints(config),
+        update=make_update(config),
+        beta=policy.beta,
+        every_k_epochs=1,
+        prompts=0,
+        samples_per_prompt=samples,
+        seed=0,
+    )
+
+
 def main() -> None:
-    """Loads, runs one round and reports."""
+    """Load, run one round and report."""
     parser = harness.arguments(__doc__, pairs=24)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=48)
@@ -51,15 +72,20 @@ def main() -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
     encoder = Encoder(tokenizer, "chat" if tokenizer.chat_template else "plain", 512, args.new_tokens)
     scorer = from_causal_lm(model, 0).to(args.device, harness.DTYPES[args.precision])
-    scorers = [ModelScorer(scorer, tokenizer, "plain", 512, args.batch_size, args.precision, kind) for kind in ("reward", "cost")]
-    evaluator = TimedJudge(*scorers, model, encoder, args.batch_size, 256, args.precision)
-    constraint = ConstraintConfig(kind="dual", samples_per_prompt=args.samples)
+    scorers = {
+        name: ModelScorer(scorer, tokenizer, "plain", 512, args.batch_size, args.precision, name) for name in ("reward", "cost")
+    }
+    evaluator = TimedEvaluator(scorers, model, encoder, args.batch_size, 256, args.precision)
     policy = PolicyConfig(refresh=1)
-    data = PairDataModule(table_of(pairs, torch.zeros(2 * len(pairs.rows))), policy, 1.0, 0)
+    loop = dual_loop(policy, args.samples)
+    objective = LagrangianPreference(policy.beta, policy.labels, loop.constraints)
+    table = table_of(pairs, torch.zeros(2 * len(pairs.rows)))
+    data = PairDataModule(table, policy, objective, DualState(lam={"cost": 1.0}), 0)
     prompts = [text[0] for text in pairs.texts]
     with tempfile.TemporaryDirectory() as folder:
         location = Path(folder)
-        callback = DualUpdate(constraint, policy, evaluator, prompts, History(location / "history.csv", False), "cdpo", location, 0)
+        log = RoundLog(History(location / "history.csv", False), "cdpo", lambda row: None)
+        callback = DualUpdate(loop, evaluator, prompts, log, location, policy.refresh)
         trainer: Any = SimpleNamespace(current_epoch=0, global_step=1, datamodule=data, strategy=None)
         module: Any = SimpleNamespace(model=model, log_dict=lambda *_, **__: None)
         start = time.perf_counter()
@@ -73,7 +99,7 @@ def main() -> None:
         seconds=seconds,
         outside_seconds=outside,
         outside_share=outside / seconds,
-        kept_best=data.dual.best_round > 0,
+        kept_best=data.best.number > 0,
         precision=args.precision,
     )
 

@@ -3,7 +3,7 @@
     python benchmarks/generate.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 256 --batch-size 256
 
 Ours once; `model.generate` in batches of 8 and in batches of `--batch-size`, all at temperature 1, until the end token or
-`--new-tokens`. Tokens after an end token count for nobody. `--repeats` alternates them.
+`--new-tokens`. Tokens after an end token are not counted. `--repeats` alternates them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Prompts = list[tuple[int, ...]]
 
 
 def ours(model: nn.Module, prompts: Prompts, eos: int, args: argparse.Namespace) -> int:
-    """Tokens sampled by this framework."""
+    """Return the number of tokens sampled by this framework."""
     samples = sample(model, prompts, 1, args.new_tokens, eos, 0, args.batch_size)
     return sum(len(s.tokens) for s in samples)
 
 
 @torch.no_grad()
 def generate(model: Any, prompts: Prompts, eos: int, batch_size: int, args: argparse.Namespace) -> int:
-    """Tokens sampled by `model.generate`, prompts in the file's order, padded on the left."""
+    """Return the number of tokens sampled by `model.generate`, prompts in the file's order, padded on the left."""
     total = 0
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
@@ -47,7 +47,7 @@ def generate(model: Any, prompts: Prompts, eos: int, batch_size: int, args: argp
 
 
 def main() -> None:
-    """Loads, times in turn and reports."""
+    """Load, time in turn and report."""
     parser = harness.arguments(__doc__, pairs=256)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=1)

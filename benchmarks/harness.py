@@ -57,7 +57,7 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": to
 
 
 def arguments(text: str | None, pairs: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has; `pairs` is how many of the file are used unless told."""
+    """Return a parser with the options that every benchmark has; `pairs` is how many of the file are used unless told."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a Hugging Face folder")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape instead; needs no tokenizer")
@@ -83,17 +83,17 @@ class Pairs:
 
     @property
     def tokens(self) -> int:
-        """Real tokens of all rows, each prompt counted once."""
+        """Return the number of real tokens of all rows, each prompt counted once."""
         return sum(row_length(*row) for row in self.rows)
 
     @property
     def response_tokens(self) -> int:
-        """Tokens that are predicted."""
+        """Return the number of tokens that are predicted."""
         return sum(len(response) for _, responses in self.rows for response in responses)
 
 
 def load_model(args: argparse.Namespace) -> nn.Module:
-    """The model of `--model` or `--shape` on the device, its weights in the precision's type."""
+    """Return the model of `--model` or `--shape` on the device, its weights in the precision's type."""
     if args.model:
         model = causal_lm.load(ModelConfig(path=args.model, attention=args.attention))
     else:
@@ -108,7 +108,7 @@ def load_model(args: argparse.Namespace) -> nn.Module:
 
 
 def load_pairs(args: argparse.Namespace) -> Pairs:
-    """The first `--num-pairs` pairs of the file that are long enough; random tokens of `--lengths` for a shape."""
+    """Return the first `--num-pairs` pairs of the file that are long enough; random tokens of `--lengths` for a shape."""
     if not args.model:
         prompt, answer = args.lengths
         draw = torch.Generator().manual_seed(0)
@@ -127,12 +127,13 @@ def load_pairs(args: argparse.Namespace) -> Pairs:
                 rows.append(row)
                 texts.append(text)
     if len(rows) < args.num_pairs:
-        raise SystemExit(f"{args.pairs}: {len(rows)} pairs of at least {args.min_tokens} tokens, {args.num_pairs} wanted")
+        pairs = f"{args.pairs}: {len(rows)} pairs of at least {args.min_tokens} tokens"
+        raise SystemExit(f"{pairs}, expected {args.num_pairs}; give a file with more of them, or a smaller --num-pairs")
     return Pairs(list(islice(rows, args.num_pairs)), encoder.eos, list(islice(texts, args.num_pairs)))
 
 
 def matrix_rate(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:
-    """Floating-point operations a second of one large product [2 size, size] @ [size, size]: the hardware's practical limit.
+    """Return the operations a second of one large product [2 size, size] @ [size, size]: the hardware's practical limit.
 
     Of bf16 numbers, in float32 where that is faster.
     """
@@ -150,28 +151,28 @@ def matrix_rate(device: str, precision: str, size: int = 2048, repeats: int = 8)
 
 
 def synchronize(device: str) -> None:
-    """Waits until the device has done what it was given."""
+    """Wait until the device has finished all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_memory_gb(device: str) -> float:
-    """Peak of the device's allocator, or of the process's resident set."""
+    """Return the peak of the device's allocator, or of the process's resident set, GB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def trunk_and_head(model: nn.Module) -> tuple[int, int]:
-    """Parameters that every token meets, and those of the vocabulary projection, which only predicted tokens meet."""
+    """Return how many parameters every token is multiplied with, and how many only the predicted tokens are (the head)."""
     embedding: Any = model.get_input_embeddings()
     return sum(p.numel() for n, p in model.base_model.named_parameters() if p is not embedding.weight), embedding.weight.numel()
 
 
 @contextmanager
-def profiled(wanted: bool) -> Iterator[None]:
-    """With `--profile`, a table on stderr of the operations inside that took most time themselves, seconds and shares."""
-    if not wanted:
+def profiled(on: bool) -> Iterator[None]:
+    """Print, where `on`, a table of the operations inside that took most time themselves on stderr, in seconds and shares."""
+    if not on:
         yield
         return
     with torch.profiler.profile() as profiler:
@@ -188,14 +189,14 @@ def _own_microseconds(event: Any) -> float:
 
 
 def report(**fields: object) -> None:
-    """One JSON line."""
+    """Print one JSON line."""
     print(json.dumps(fields), flush=True)
 
 
 def report_pairs(
     who: str, args: argparse.Namespace, seconds: float, tokens: int, padded: int, rate: float, floor: float, **more: object
 ) -> None:
-    """The line of a benchmark that reads pairs: `floor` is in operations, `rate` in operations a second."""
+    """Print the line of a benchmark that reads pairs: `floor` is in operations, `rate` in operations a second."""
     report(
         who=who,
         **more,

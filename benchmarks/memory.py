@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py            prints a table in Markdown
 
-The peak is that of the process in steps and dual rounds. What it takes without a model of any size is that of a run with a tiny
-one, and is taken off both: compared are the differences. One dual round is part of the run, so ZeRO-3 gathers the model once. glibc
-is told to give freed blocks back at once, as a GPU's allocator counts them.
+The peak is that of the process in steps and dual rounds. What it takes without a model is that of a run with a tiny one, and is
+subtracted from both: the differences are compared. One dual round is part of the run, so ZeRO-3 gathers the model once. glibc is
+told to return freed blocks at once, as a GPU's allocator counts them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = (256, 384, 512)  # hidden size, eight layers
 
 
 def architecture(hidden: int) -> dict[str, int]:
-    """The sizes of one of the models."""
+    """Return the sizes of the model with this hidden size."""
     return {
         "hidden_size": hidden,
         "intermediate_size": 3 * hidden,
@@ -45,18 +45,18 @@ def architecture(hidden: int) -> dict[str, int]:
 
 
 def measured(hidden: int, stage: int) -> float:
-    """Peak of the fullest rank, bytes."""
+    """Return the measured peak of the rank that uses most memory, bytes."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = [f"model.architecture.{name}={size}" for name, size in architecture(hidden).items()]
-        places = [f"run_dir={folder}/run", f"artifacts_dir={folder}/store", f"trainer.strategy=deepspeed_zero{stage}"]
-        command = [sys.executable, str(ROOT / "run.py"), *FIXED, *sizes, *places]
+        folders = [f"run_dir={folder}/run", f"artifacts_dir={folder}/store", f"trainer.strategy=deepspeed_zero{stage}"]
+        command = [sys.executable, str(ROOT / "run.py"), *FIXED, *sizes, *folders]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT), **GIVE_BACK}, stdout=subprocess.DEVNULL)
         metrics = json.loads((Path(folder) / "run/metrics.json").read_text(encoding="utf-8"))
     return float(metrics["speed/peak_memory_gb"]) * 1e9
 
 
 def estimated(hidden: int, stage: int) -> float:
-    """The same from the shape: what is trained, the reference, and the whole model once more while it is sampled from."""
+    """Return the estimate of that peak, bytes: what is trained, the reference, and with ZeRO-3 the whole model while it samples."""
     shape = shape_of(ModelConfig(architecture=architecture(hidden)), VOCABULARY)
     assert shape is not None
     trainer = replace(TrainerConfig(), devices=2, strategy=f"deepspeed_zero{stage}")
@@ -66,7 +66,7 @@ def estimated(hidden: int, stage: int) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     print("| hidden | stage | estimated GB | measured GB | ratio |\n|---:|---|---:|---:|---:|")
     for stage in (1, 3):
         empty, nothing = measured(16, stage), estimated(16, stage)

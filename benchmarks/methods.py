@@ -1,9 +1,9 @@
-"""Every method on the same worlds: how far from the exact optimum, and what it spent to get there.
+"""Every method on the same worlds: how far from the exact optimum it is, and what its training took.
 
     python benchmarks/methods.py [--jobs 2] [--folder outputs/methods] [--seeds 0 1 2 3 4] [--write-only]
 
-For each seed one run of `+experiment=table1` under a limit half-way up the range in which it binds; then O-PD-DPO beside PD-DPO in
-worlds whose pairs lack each prompt's best responses. Each run is a folder of its own: a second start goes on where the first was
+For each seed one run of `+experiment=table1` under a limit half-way up the range in which it binds; then O-PD-DPO and PD-DPO in
+worlds whose pairs lack each prompt's best responses. Each run has a folder of its own: a second start continues where the first was
 stopped. Writes docs/results/methods.md and docs/images/methods.png from the runs that have ended.
 """
 
@@ -41,13 +41,13 @@ class Job:
     seed: int
 
     def overrides(self, folder: Path) -> list[str]:
-        """What the run is composed of, but for its limit and its folder."""
+        """Return what the run is composed of, without its limit and its folder."""
         more = [f"seed={self.seed}", f"artifacts_dir={folder / 'artifacts'}", "trainer.num_threads=1"]
         return [*WORLDS[self.world], *more]
 
 
 def one(job: Job, folder: Path) -> dict[str, object]:
-    """The metrics of a job, run now unless they are there."""
+    """Return the metrics of a job; run it now unless they are there."""
     location = folder / f"{job.world}-seed{job.seed}"
     path = location / "metrics.json"
     if not path.exists():
@@ -65,7 +65,7 @@ def one(job: Job, folder: Path) -> dict[str, object]:
 
 
 def rows(m: Mapping[str, object]) -> dict[str, Row]:
-    """The figures of every method that the run judged."""
+    """Return the figures of every method that the run evaluated."""
     result = {}
     for who in [key.split("/")[1] for key in m if key.startswith("exact/") and key.endswith("/kl_to_optimum")]:
         if who == "reference":
@@ -96,7 +96,7 @@ def _start(job: Job, folder: Path) -> None:
 
 
 def main() -> None:
-    """Runs what is missing and writes the page."""
+    """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("outputs/methods"))

@@ -25,12 +25,12 @@ Runs = dict[int, dict[str, Row]]  # by seed and method
 
 
 def mean(values: list[float]) -> float:
-    """Their mean; nan if one was not measured."""
+    """Return the mean of the values; nan if one was not measured."""
     return sum(values) / len(values)
 
 
 def by_method(runs: Runs) -> dict[str, list[Row]]:
-    """The rows of each method over the seeds, the nearest to the optimum first."""
+    """Return the rows of each method over the seeds, the nearest to the optimum first."""
     every: dict[str, list[Row]] = {}
     for _, result in sorted(runs.items()):
         for who, row in result.items():
@@ -50,7 +50,7 @@ def _cell(name: str, values: list[float]) -> str:
 
 
 def table(runs: Runs) -> str:
-    """Means over the seeds, with the smallest and the largest value, in Markdown."""
+    """Return a table of means over the seeds, with the smallest and the largest value, in Markdown."""
     from cdpo_lightning.report.formatting import name_of
 
     lines = [["method", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
@@ -60,7 +60,7 @@ def table(runs: Runs) -> str:
 
 
 def bounds(runs: Runs) -> str:
-    """How many seeds meet what each method has to reach, as a list in Markdown."""
+    """Return how many seeds meet the bounds of each method, as a list in Markdown."""
     from cdpo_lightning.report.formatting import name_of
 
     message = []
@@ -76,7 +76,7 @@ def bounds(runs: Runs) -> str:
 
 
 def paired(runs: Runs) -> str:
-    """PD-DPO's distance less O-PD-DPO's, seed by seed, with a 95 % t interval of the mean."""
+    """Return a table of PD-DPO's distance less O-PD-DPO's, seed by seed, with a 95 % t interval of the mean."""
     import torch
 
     from cdpo_lightning.maths.statistics import clustered_mean
@@ -91,7 +91,7 @@ def paired(runs: Runs) -> str:
 
 
 def figure(runs: Runs, path: Path) -> None:
-    """Distance to the optimum against sampled and trained tokens: a point a seed, the name at the methods' means."""
+    """Draw the distance to the optimum against sampled and trained tokens: a point a seed, the name at the methods' means."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -128,7 +128,7 @@ def figure(runs: Runs, path: Path) -> None:
 
 
 def write(result: Mapping[str, Runs], withheld: float) -> None:
-    """docs/results/methods.md and its figure; `withheld` is the share of the responses that stand in no pair."""
+    """Write docs/results/methods.md and its figure; `withheld` is the share of the responses that are in no pair."""
     text = (ROOT / "benchmarks" / "methods_head.md").read_text()
     seeds = ", ".join(str(seed) for seed in sorted(result["all"]))
     text += f"\nSeeds with a run: {seeds}.\n\n" + table(result["all"]) + "\n## The bounds\n\n" + bounds(result["all"])
@@ -137,7 +137,7 @@ def write(result: Mapping[str, Runs], withheld: float) -> None:
         text += (
             f"\n## Pairs that do not cover the optimum\n\nThe best {withheld:.0%} of each prompt's responses, by true reward less"
         )
-        text += " cost, stand in no pair.\nKL to the optimum, nats:\n\n" + paired(result["withheld"])
+        text += " cost, are in no pair.\nKL to the optimum, nats:\n\n" + paired(result["withheld"])
     path = ROOT / "docs" / "results" / "methods.md"
     path.write_text(text)
     figure(result["all"], ROOT / "docs" / "images" / "methods.png")

@@ -20,7 +20,10 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 
-from cdpo_lightning.config import PolicyConfig, TrainerConfig
+from cdpo_lightning.config import ConstraintConfig, PolicyConfig, TrainerConfig
+from cdpo_lightning.constraints.build import make_constraints
+from cdpo_lightning.constraints.constraint import DualState
+from cdpo_lightning.data.pairs.objectives import LagrangianPreference
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.models.lm.layers import compiled
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
@@ -31,14 +34,13 @@ from cdpo_lightning.training.strategies import hardware_arguments
 
 
 def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
-    """The pairs with cost 1 for the first answer and 0 for the second: at lambda 1 the second is preferred."""
+    """Return the pairs with cost 1 for the first answer and 0 for the second: at lambda 1 the second is preferred."""
     count = len(pairs.rows)
     return PairTable(
         prompts=tuple(tuple(prompt) for prompt, _ in pairs.rows),
         responses=tuple(tuple(response) for _, responses in pairs.rows for response in responses),
         prompt_N=torch.arange(count).repeat_interleave(2),
-        reward_N=torch.zeros(2 * count),
-        cost_N=torch.tensor([1.0, 0.0]).repeat(count),
+        scores={"reward": torch.zeros(2 * count), "cost": torch.tensor([1.0, 0.0]).repeat(count)},
         reference_logp_N=reference_logp,
         pair_M2=torch.arange(2 * count).view(count, 2),
         draw_M=draws(count, 0),
@@ -46,16 +48,17 @@ def table_of(pairs: harness.Pairs, reference_logp: torch.Tensor) -> PairTable:
 
 
 def reference_pass(model: nn.Module, rows: Sequence[TokenRow], args: argparse.Namespace) -> torch.Tensor:
-    """log pi_ref of all responses."""
+    """Return log pi_ref of all responses, nats, [N]."""
     with compiled(model, args.compile, torch.device(args.device)):
         return response_logp_of_rows(model, rows, args.batch_size, args.precision)
 
 
 def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairDataModule:
-    """One epoch of DPO on the table; the data it was trained on."""
+    """Train one epoch of DPO on the table; return the data module."""
     config = PolicyConfig(beta=0.1, labels="argmax", epochs=1, batch_size=args.batch_size, pairs_per_row=1, lr=1e-6, refresh=0)
     module = PolicyModule(model.requires_grad_(True), config)
-    data = PairDataModule(table, config, 1.0, seed=0)
+    objective = LagrangianPreference(config.beta, config.labels, make_constraints(ConstraintConfig()))
+    data = PairDataModule(table, config, objective, DualState(lam={"cost": 1.0}), seed=0)
     hardware_config = TrainerConfig(accelerator="gpu" if args.device == "cuda" else "cpu", precision=args.precision)
     trainer = L.Trainer(
         **hardware_arguments(hardware_config, TorchCheckpointIO()),
@@ -72,7 +75,7 @@ def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairD
 
 
 def main() -> None:
-    """Loads, times and reports."""
+    """Load, time and report."""
     parser = harness.arguments(__doc__, pairs=64)
     parser.add_argument("--precomputed", action="store_true", help="do not count the reference pass")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the layers; with --warm its time is not counted")

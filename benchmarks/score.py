@@ -1,4 +1,4 @@
-"""Times a score model on the answers of real pairs, in batches of like length; prints one JSON line.
+"""Times a score model on the answers of real pairs, in batches of similar length; prints one JSON line.
 
 python benchmarks/score.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 32
 """
@@ -16,7 +16,7 @@ from cdpo_lightning.models.lm.packed_forward import precision_context
 
 
 def main() -> None:
-    """Loads, times and reports."""
+    """Load, time and report."""
     args = harness.arguments(__doc__, pairs=64).parse_args()
     model, pairs = harness.load_model(args), harness.load_pairs(args)
     scorer = from_causal_lm(model, 0).to(args.device, harness.DTYPES[args.precision])

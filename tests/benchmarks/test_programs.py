@@ -63,6 +63,7 @@ def test_generate_measures_three_ways(lines: Lines) -> None:
     assert all(12 <= line["tokens"] <= 12 * 5 for line in result)
 
 
+<<<<<<< HEAD
 @pytest.mark.slow
 def test_relabel_times_every_kind_of_label() -> None:
     """In a process of its own: a program finds the module that all share by itself."""
@@ -72,3 +73,37 @@ def test_relabel_times_every_kind_of_label() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     (result,) = parsed(done.stdout)
     assert {"seconds_soft", "seconds_bernoulli", "seconds_argmax"} <= result.keys()
+=======
+def test_relabel_times_every_kind_of_label():
+    (result,) = lines("relabel.py", "--num-pairs", "1000")
+    assert {"seconds_soft", "seconds_bernoulli", "seconds_argmax"} <= set(result)
+
+
+@pytest.fixture(scope="module")
+def model_and_pairs(tmp_path_factory):
+    """The options of a small model in a folder with a tokenizer, and of a file of pairs."""
+    from cdpo_lightning.data.world import grammar
+    from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("model"), word_tokenizer(grammar.vocabulary())
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    build(sizes, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    row = {"prompt": "how do i fix a bike?", "response_0": "gladly, ask an expert", "response_1": "well,", "safer_response_id": 1}
+    (folder / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 6, encoding="utf-8")
+    return ["--model", str(folder), "--pairs", str(folder / "pairs.jsonl"), "--num-pairs", "6", "--precision", "32-true"]
+
+
+def test_dual_round_tells_what_is_neither_sampling_nor_scoring(model_and_pairs):
+    (result,) = lines("dual_round.py", *model_and_pairs, "--samples", "3", "--new-tokens", "5")
+    assert (result["prompts"], result["samples"]) == (6, 3)
+    assert 0 < result["outside_seconds"] < result["seconds"]
+    assert result["outside_share"] == pytest.approx(result["outside_seconds"] / result["seconds"])
+
+
+def test_pair_step_reads_the_pairs_of_a_file(model_and_pairs):
+    """Five words and the line's end is none; a prompt of 6 tokens, answers of 4 and 1 words with their ends: 6 + 5 + 2."""
+    (result,) = lines("pair_step.py", *model_and_pairs, "--batch-size", "2")
+    assert result["pairs"] == 6
+    assert result["tokens"] == 6 * (6 + 5 + 2)
+>>>>>>> 02e238e76ff5a2eb92bb07fe7de18ef059493d91

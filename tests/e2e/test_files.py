@@ -216,7 +216,7 @@ def test_a_missing_or_incomplete_model_is_named(project: Project, model: Path) -
 def test_a_missing_score_model_is_named_before_training(project: Project, model: Path) -> None:
     assert "/nowhere: " in project.refused("reward.path=/nowhere")
     assert not (project.folder / "run").exists()
-    message = project.refused(f"cost.path={model}", "stages=[]")
+    message = project.refused(f"cost.path={model}", "stages=[cost]")
     assert "num_labels=2" in message
     assert str(model) in message
 

@@ -121,7 +121,7 @@ def test_without_another_engine_the_policy_samples_itself(config, tmp_path):
     assert make_engine(config, tmp_path) is None
 
 
-def test_a_resumed_run_keeps_its_ledger_and_its_history(config, tmp_path):
+def test_a_resumed_run_keeps_its_counts_of_forwards_and_its_history(config, tmp_path):
     store, history = open_store(config, tmp_path)
     store.get("kind", {"a": 1}, lambda: ({"x": torch.zeros(1)}, {}), ("store/cost_forwards", 5))
     history.log(stage="policy", step=1, loss=0.5)

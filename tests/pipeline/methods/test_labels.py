@@ -91,7 +91,7 @@ def method(config):
 
     def make(name, preferences="scores"):
         run = replace(config, method=replace(config.method, preferences=preferences, baselines=[name]))
-        return run.plan(name)
+        return run.resolve_method(name)
 
     return make
 
