@@ -14,9 +14,10 @@ from cdpo_lightning.errors import ConfigError, DataError, ModelError
 from cdpo_lightning.models.lm.causal_lm import parameter_hash
 from cdpo_lightning.pipeline import scorers
 from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables
+from cdpo_lightning.pipeline.constants import exact_problem
 from cdpo_lightning.pipeline.prepare import (
     build_evaluation,
-    exact_problem,
+    load_stage_inputs,
     make_encoder,
     make_engine,
     make_method_inputs,
@@ -162,11 +163,14 @@ def oracle_run(config):
 
 @pytest.fixture
 def built(oracle_run, tmp_path, screen):
-    return build_evaluation(oracle_run, tmp_path / "run", *open_store(oracle_run, tmp_path / "run"), screen)
+    folder = tmp_path / "run"
+    inputs = load_stage_inputs(oracle_run, folder, *open_store(oracle_run, folder), screen)
+    return inputs, *build_evaluation(inputs, folder, screen)
 
 
 def test_without_sft_the_reference_is_the_base_model_frozen(oracle_run, built, tmp_path):
-    setup, _, settings, metrics = built
+    stage_inputs, setup, metrics = built
+    settings = stage_inputs.settings
     base = load_base(make_trainables(oracle_run, torch.device("cpu")), load_tokenizer(oracle_run.model))
     reference = setup.evaluator.reference
     assert parameter_hash(reference) == base.identity
@@ -182,8 +186,9 @@ def test_without_sft_the_reference_is_the_base_model_frozen(oracle_run, built, t
 
 
 def test_method_inputs_have_the_pairs_the_exact_problem_and_the_same_constants(oracle_run, built, screen, tmp_path):
-    setup, trainables, settings, _ = built
-    inputs, counts = make_method_inputs(oracle_run, setup, trainables, settings, screen)
+    stage_inputs, setup, _ = built
+    settings = stage_inputs.settings
+    inputs, counts = make_method_inputs(stage_inputs, setup, screen)
     assert counts == {"data/truncated": 0, "data/equal_after_cut": 0}
     assert inputs.pairs.records == setup.corpus.pairs
     world, table = setup.corpus.world, inputs.pairs.table
@@ -196,8 +201,8 @@ def test_method_inputs_have_the_pairs_the_exact_problem_and_the_same_constants(o
 
 
 def test_the_method_sft_is_the_reference_itself(oracle_run, built, screen):
-    setup, trainables, settings, _ = built
-    inputs, _ = make_method_inputs(oracle_run, setup, trainables, settings, screen)
+    stage_inputs, setup, _ = built
+    inputs, _ = make_method_inputs(stage_inputs, setup, screen)
     trained = train_policy(oracle_run, inputs, "sft", screen)
     assert trained.model is setup.evaluator.reference
     assert (trained.dual, trained.speed, trained.compute.trained_tokens) == ({}, {}, 0)
@@ -209,12 +214,16 @@ def test_a_run_without_sft_trains_whole_score_models(config, tmp_path, screen, m
     monkeypatch.setattr(scorers, "fit", lambda module, *_: trained.extend(p.requires_grad for p in module.parameters()))
     raw = ScorerConfig(unit_sd=False)  # of an untrained head all scores are equal, and their deviation is no unit
     without_sft = replace(config, stages=["reward", "cost", "policy"], reward=raw, cost=raw)
-    build_evaluation(without_sft, tmp_path / "run", *open_store(without_sft, tmp_path / "run"), screen)
+    folder = tmp_path / "run"
+    inputs = load_stage_inputs(without_sft, folder, *open_store(without_sft, folder), screen)
+    build_evaluation(inputs, folder, screen)
     assert trained
     assert all(trained)
 
 
 def test_a_run_that_would_have_to_train_a_scorer_that_it_leaves_out_is_refused(config, tmp_path, screen):
     without = replace(config, stages=["policy"])
+    folder = tmp_path / "run"
+    inputs = load_stage_inputs(without, folder, *open_store(without, folder), screen)
     with pytest.raises(ConfigError, match=r"^stages: reward"):
-        build_evaluation(without, tmp_path / "run", *open_store(without, tmp_path / "run"), screen)
+        build_evaluation(inputs, folder, screen)
