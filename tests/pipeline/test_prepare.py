@@ -187,7 +187,6 @@ def test_without_sft_the_reference_is_the_base_model_frozen(oracle_run, built, t
 
 def test_method_inputs_have_the_pairs_the_exact_problem_and_the_same_constants(oracle_run, built, screen, tmp_path):
     stage_inputs, setup, _ = built
-    settings = stage_inputs.settings
     inputs, counts = make_method_inputs(stage_inputs, setup, screen)
     assert counts == {"data/truncated": 0, "data/equal_after_cut": 0}
     assert inputs.pairs.records == setup.corpus.pairs
