@@ -72,13 +72,15 @@ def common(job: Job, folder: Path) -> list[str]:
 def binding_range(overrides: list[str], location: Path) -> tuple[float, float]:
     """Return the lowest reachable and the unconstrained E[c] of the world at the run's beta, by enumeration."""
     from cdpo_lightning.console import Screen
-    from cdpo_lightning.pipeline.prepare import build_evaluation, exact_problem, open_store
+    from cdpo_lightning.pipeline.constants import exact_problem
+    from cdpo_lightning.pipeline.prepare import build_evaluation, load_stage_inputs, open_store
     from cdpo_lightning.store.run_folder import find_run
 
     begun = ["resume=true"] if (location / "identity").exists() else []
     config = compose([*overrides, *begun, f"run_dir={location}"])
     folder = find_run(config)
-    setup, *_ = build_evaluation(config, folder, *open_store(config, folder), Screen(config))
+    screen = Screen(config)
+    setup, _ = build_evaluation(load_stage_inputs(config, folder, *open_store(config, folder), screen), folder, screen)
     problem = exact_problem(setup.corpus, setup.constraints, setup.evaluator.encoder, setup.constants, config.policy.beta)
     assert problem is not None, "the world is closed_form"
     metrics = problem.metrics()

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from cdpo_lightning.config import ClosedFormConfig, FilesConfig, ModelConfig, ScorerConfig
-from cdpo_lightning.constraints.constraint import Constraint
-from cdpo_lightning.constraints.measures import Mean
 from cdpo_lightning.data.corpus import Corpus, ScoreExample, Split, closed_form_corpus
 from cdpo_lightning.data.records import Demonstration, PreferencePair
 from cdpo_lightning.errors import ConfigError, DataError, ModelError
@@ -16,18 +14,16 @@ from cdpo_lightning.pipeline import scorers
 from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables
 from cdpo_lightning.pipeline.prepare import (
     build_evaluation,
-    exact_problem,
+    load_stage_inputs,
     make_encoder,
     make_engine,
     make_method_inputs,
     open_store,
     require_examples,
+    train_listed_stages,
 )
 from cdpo_lightning.pipeline.run import train_policy
 from cdpo_lightning.pipeline.sft import sft_compute, sft_rows
-
-LIMITED = (Constraint("cost", "cost", Mean(), -0.5),)
-
 
 # require_examples
 
@@ -80,34 +76,6 @@ def test_the_folder_of_a_score_model_must_exist(on_files, tmp_path, name):
         require_examples(replace(on_files, **{name: ScorerConfig(path=str(tmp_path / "gone"))}), FULL)
 
 
-# The exact problem
-
-
-def test_outside_the_closed_form_world_there_is_no_exact_problem(encoder):
-    assert exact_problem(FULL, LIMITED, encoder, lambda *_: pytest.fail("nothing is enumerated"), 0.5) is None
-
-
-def test_the_exact_problem_has_every_response_to_every_prompt(encoder):
-    """Scores that name their text: 100 p + k for response k to prompt p."""
-    world = closed_form_corpus(ClosedFormConfig(prompts=8, responses=16, pairs_per_prompt=1, demonstrations_per_prompt=1), 0)
-    prompts, responses = world.world.prompts, world.world.responses
-
-    def constants(texts, rows):
-        value = torch.tensor([100.0 * prompts.index(p) + responses.index(r) for p, r in texts], dtype=torch.float64)
-        flat = [(prompt, response) for prompt, every in rows for response in every]
-        assert flat == [(encoder.prompt(p), encoder.response(r)) for p, r in texts], "rows are in the order of the texts"
-        return {"reward": value, "cost": -value}, value - 1000
-
-    problem = exact_problem(world, LIMITED, encoder, constants, 0.7)
-    numbers = torch.arange(8)[:, None] * 100.0 + torch.arange(16)
-    assert problem.scores["reward"].tolist() == numbers.tolist()
-    assert problem.scores["cost"].tolist() == (-numbers).tolist()
-    assert problem.reference_logp.tolist() == (numbers - 1000).tolist()
-    for column, name in enumerate(("reward", "cost")):
-        assert problem.truth[name].tolist() == [[world.world.truth(p, r)[column] for r in responses] for p in prompts]
-    assert (problem.constraints, problem.beta) == (LIMITED, 0.7)
-
-
 # Parts
 
 
@@ -155,66 +123,103 @@ def test_sft_takes_the_tokens_of_its_rows_in_every_epoch(config, encoder):
 
 
 @pytest.fixture
+def loaded(tmp_path, screen):
+    """The inputs of the stages of a run, in a folder that is begun."""
+    return lambda run: load_stage_inputs(run, tmp_path / "run", *open_store(run, tmp_path / "run"), screen)
+
+
+@pytest.fixture
 def oracle_run(config):
     """No SFT, the world's true scores."""
     return replace(config, dataset=replace(config.dataset, scores="oracle"), stages=["policy", "evaluate"])
 
 
 @pytest.fixture
-def built(oracle_run, tmp_path, screen):
-    return build_evaluation(oracle_run, tmp_path / "run", *open_store(oracle_run, tmp_path / "run"), screen)
+def inputs(loaded, oracle_run):
+    return loaded(oracle_run)
 
 
-def test_without_sft_the_reference_is_the_base_model_frozen(oracle_run, built, tmp_path):
-    setup, _, settings, metrics = built
+@pytest.fixture
+def built(inputs, tmp_path, screen):
+    return build_evaluation(inputs, tmp_path / "run", screen)
+
+
+def test_a_run_is_begun_once_its_data_and_model_are_loaded(inputs, oracle_run, tmp_path):
     base = load_base(make_trainables(oracle_run, torch.device("cpu")), load_tokenizer(oracle_run.model))
+    assert inputs.base.identity == parameter_hash(inputs.base.model) == base.identity
+    assert inputs.settings.folder == tmp_path / "run" / "checkpoints"
+    assert (tmp_path / "run" / "identity").read_text(encoding="utf-8").strip() == oracle_run.identity()
+
+
+def test_a_run_that_is_refused_is_not_begun(loaded, oracle_run, tmp_path):
+    with pytest.raises(ConfigError, match="context"):
+        loaded(replace(oracle_run, model=replace(oracle_run.model, max_prompt_tokens=60)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_sft_the_reference_is_the_base_model_frozen(oracle_run, inputs, built):
+    setup, metrics = built
     reference = setup.evaluator.reference
-    assert parameter_hash(reference) == base.identity
-    assert setup.constants.reference.identity == f"base:{base.identity}"
+    assert parameter_hash(reference) == inputs.base.identity
+    assert setup.constants.reference.identity == f"base:{inputs.base.identity}"
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert not reference.training
     assert list(setup.evaluator.scorers) == list(setup.constants.scorers) == ["reward", "cost"]
     assert [c.limit for c in setup.constraints] == [oracle_run.constraint.c_limit]
-    assert settings.folder == tmp_path / "run" / "checkpoints"
-    assert (tmp_path / "run" / "identity").read_text(encoding="utf-8").strip() == oracle_run.identity()
     assert metrics["data/pairs"] == 32
     assert not [key for key in metrics if key.startswith(("sft/", "budget/"))]
 
 
-def test_method_inputs_have_the_pairs_the_exact_problem_and_the_same_constants(oracle_run, built, screen, tmp_path):
-    setup, trainables, settings, _ = built
-    inputs, counts = make_method_inputs(oracle_run, setup, trainables, settings, screen)
+def test_method_inputs_have_the_pairs_the_exact_problem_and_the_same_constants(oracle_run, inputs, built, screen):
+    setup, _ = built
+    made, counts = make_method_inputs(inputs, setup, screen)
     assert counts == {"data/truncated": 0, "data/equal_after_cut": 0}
-    assert inputs.pairs.records == setup.corpus.pairs
-    world, table = setup.corpus.world, inputs.pairs.table
+    assert made.pairs.records == setup.corpus.pairs
+    world, table = setup.corpus.world, made.pairs.table
     number = int(table.pair_M2[0, 0])
-    text = (inputs.pairs.records[0].prompt, inputs.pairs.records[0].response_0)
+    text = (made.pairs.records[0].prompt, made.pairs.records[0].response_0)
     assert (float(table.scores["reward"][number]), float(table.scores["cost"][number])) == pytest.approx(world.truth(*text))
-    assert inputs.exact.beta == oracle_run.policy.beta
-    assert torch.equal(inputs.exact.scores["cost"], inputs.exact.truth["cost"]), "an oracle's scores are the truth"
-    assert inputs.demonstrations == setup.corpus.demonstrations.train
+    assert made.exact.beta == oracle_run.policy.beta
+    assert torch.equal(made.exact.scores["cost"], made.exact.truth["cost"]), "an oracle's scores are the truth"
+    assert made.demonstrations == setup.corpus.demonstrations.train
 
 
-def test_the_method_sft_is_the_reference_itself(oracle_run, built, screen):
-    setup, trainables, settings, _ = built
-    inputs, _ = make_method_inputs(oracle_run, setup, trainables, settings, screen)
-    trained = train_policy(oracle_run, inputs, "sft", screen)
+def test_the_method_sft_is_the_reference_itself(oracle_run, inputs, built, screen):
+    setup, _ = built
+    made, _ = make_method_inputs(inputs, setup, screen)
+    trained = train_policy(oracle_run, made, "sft", screen)
     assert trained.model is setup.evaluator.reference
     assert (trained.dual, trained.speed, trained.compute.trained_tokens) == ({}, {}, 0)
 
 
-def test_a_run_without_sft_trains_whole_score_models(config, tmp_path, screen, monkeypatch):
+@pytest.fixture
+def trained(monkeypatch):
+    """In place of a fit: whether each parameter of each module would have been trained."""
+    seen = []
+    monkeypatch.setattr(scorers, "fit", lambda module, *_: seen.append([p.requires_grad for p in module.parameters()]))
+    return seen
+
+
+RAW = ScorerConfig(unit_sd=False)  # of an untrained head all scores are equal, and their deviation is no unit
+
+
+def test_a_run_without_sft_trains_whole_score_models(config, loaded, trained, tmp_path, screen):
     """The base model is the reference then, and frozen; what is copied from it for a score model must not be."""
-    trained = []
-    monkeypatch.setattr(scorers, "fit", lambda module, *_: trained.extend(p.requires_grad for p in module.parameters()))
-    raw = ScorerConfig(unit_sd=False)  # of an untrained head all scores are equal, and their deviation is no unit
-    without_sft = replace(config, stages=["reward", "cost", "policy"], reward=raw, cost=raw)
-    build_evaluation(without_sft, tmp_path / "run", *open_store(without_sft, tmp_path / "run"), screen)
-    assert trained
-    assert all(trained)
+    without_sft = replace(config, stages=["reward", "cost", "policy"], reward=RAW, cost=RAW)
+    build_evaluation(loaded(without_sft), tmp_path / "run", screen)
+    assert len(trained) == 2
+    assert all(all(parameters) for parameters in trained)
 
 
-def test_a_run_that_would_have_to_train_a_scorer_that_it_leaves_out_is_refused(config, tmp_path, screen):
-    without = replace(config, stages=["policy"])
+def test_a_run_without_policies_trains_the_stages_that_it_names_and_no_other(config, loaded, trained, screen):
+    metrics = train_listed_stages(loaded(replace(config, stages=["cost"], cost=RAW)), screen)
+    assert len(trained) == 1
+    assert metrics["cost/held_out"] > 0
+    assert metrics["data/truncated"] == 0
+    assert metrics["data/pairs"] == 32
+    assert not [key for key in metrics if key.startswith(("reward/", "sft/"))]
+
+
+def test_a_run_that_would_have_to_train_a_scorer_that_it_leaves_out_is_refused(config, loaded, tmp_path, screen):
     with pytest.raises(ConfigError, match=r"^stages: reward"):
-        build_evaluation(without, tmp_path / "run", *open_store(without, tmp_path / "run"), screen)
+        build_evaluation(loaded(replace(config, stages=["policy"])), tmp_path / "run", screen)
