@@ -49,3 +49,21 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not a folder; set CDPO_DATA to one that holds pku_saferlhf_pairs.jsonl")
     return folder
+
+
+@pytest.fixture
+def rows_run():
+    """Return a function that calls another and counts the rows that go through a model in the meantime."""
+
+    def run(model, function):
+        seen = []
+
+        def count(_, args, kwargs, __):
+            seen.append(len((*args, *kwargs.values())[0]))
+
+        hook = model.register_forward_hook(count, with_kwargs=True)
+        result = function()
+        hook.remove()
+        return result, sum(seen)
+
+    return run

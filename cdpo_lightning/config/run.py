@@ -12,19 +12,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cdpo_lightning.config import training
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig
 from cdpo_lightning.config.fields import OneOf, require, settings
 from cdpo_lightning.config.methods import BY_KIND, METHODS, MethodConfig, MethodSpec, PPOConfig, PrimalDualConfig
-from cdpo_lightning.config.training import (
-    ConstraintConfig,
-    EvaluationConfig,
-    FitConfig,
-    GenerationConfig,
-    LoggerConfig,
-    PolicyConfig,
-    ScorerConfig,
-    TrainerConfig,
-)
 from cdpo_lightning.errors import ConfigError
 
 Stage = Annotated[str, OneOf(("sft", "reward", "cost", "policy", "evaluate", "report"))]
@@ -41,8 +32,8 @@ class ResolvedMethod:
     who: str
     spec: MethodSpec
     human: bool  # its labels are those of the data set
-    policy: PolicyConfig
-    constraint: ConstraintConfig
+    policy: training.PolicyConfig
+    constraint: training.ConstraintConfig
     primal_dual: PrimalDualConfig
     ppo: PPOConfig
 
@@ -60,18 +51,18 @@ class RunConfig:
     artifacts_dir: str
     model: ModelConfig
     dataset: Annotated[ClosedFormConfig | FilesConfig, Field(discriminator="kind")]
-    sft: FitConfig
-    reward: ScorerConfig
-    cost: ScorerConfig
-    policy: PolicyConfig
-    constraint: ConstraintConfig
+    sft: training.FitConfig
+    reward: training.ScorerConfig
+    cost: training.ScorerConfig
+    policy: training.PolicyConfig
+    constraint: training.ConstraintConfig
     method: MethodConfig
     primal_dual: PrimalDualConfig
     ppo: PPOConfig
-    evaluation: EvaluationConfig
-    generation: GenerationConfig
-    trainer: TrainerConfig
-    logger: LoggerConfig
+    evaluation: training.EvaluationConfig
+    generation: training.GenerationConfig
+    trainer: training.TrainerConfig
+    logger: training.LoggerConfig
     external_policies: tuple[str, ...] = ()  # mode=evaluate: the folders or hub names of `policy=FOLDER`
 
     @model_validator(mode="after")

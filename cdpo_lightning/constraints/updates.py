@@ -7,7 +7,7 @@ remember of each constraint. To add one, add a class here: its fields are its se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Protocol
 
@@ -33,7 +33,7 @@ LOG_MINIMUM = 1e-4  # the smallest lambda of the log update, which cannot leave 
 
 @dataclass(frozen=True)
 class Step:
-    """What an update is given: C constraints in one order; `lam`, `violation` have one number each, `curvature` is [C, C]."""
+    """What an update is given: C constraints in one order; `lam` and `violation` have one number each."""
 
     lam: Sequence[float]
     violation: Sequence[float]  # measure - limit, in the measure's unit; more than 0 breaks the limit
@@ -87,11 +87,7 @@ class Projected:
 
     def __call__(self, step: Step) -> Result:
         """Return clip(lambda + lr violation, 0, lam_max); no memory."""
-        lam = [
-            dual.projected_step(one, violation, 0.0, self.lr, self.lam_max)
-            for one, violation in zip(step.lam, step.violation, strict=True)
-        ]
-        return lam, list(step.memory)
+        return _each(step, lambda lam, violation: dual.projected_step(lam, violation, 0.0, self.lr, self.lam_max))
 
 
 @UPDATES.register("log")
@@ -104,11 +100,12 @@ class Log:
 
     def __call__(self, step: Step) -> Result:
         """Return exp(log lambda + lr lambda violation), clipped; no memory."""
-        lam = [
-            dual.log_step(one, violation, 0.0, self.lr, LOG_MINIMUM, self.lam_max)
-            for one, violation in zip(step.lam, step.violation, strict=True)
-        ]
-        return lam, list(step.memory)
+        return _each(step, lambda lam, violation: dual.log_step(lam, violation, 0.0, self.lr, LOG_MINIMUM, self.lam_max))
+
+
+def _each(step: Step, move: Callable[[float, float], float]) -> Result:
+    """Return `move(lambda, violation)` of every constraint by itself; the memory stays."""
+    return [move(lam, violation) for lam, violation in zip(step.lam, step.violation, strict=True)], list(step.memory)
 
 
 @UPDATES.register("pi")

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cdpo_lightning.data.world import grammar
+from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SHAPE = ["--shape", "tiny", "--lengths", "6", "9", "--num-pairs", "12", "--batch-size", "4", "--precision", "32-true"]
 Lines = Callable[..., list[dict]]
@@ -75,11 +78,8 @@ def test_relabel_times_every_kind_of_label() -> None:
 
 
 @pytest.fixture(scope="module")
-def model_and_pairs(tmp_path_factory):
+def model_and_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options of a small model in a folder with a tokenizer, and of a file of pairs."""
-    from cdpo_lightning.data.world import grammar
-    from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
-
     folder, tokenizer = tmp_path_factory.mktemp("model"), word_tokenizer(grammar.vocabulary())
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     build(sizes, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, 0).save_pretrained(folder)
@@ -89,7 +89,7 @@ def model_and_pairs(tmp_path_factory):
     return ["--model", str(folder), "--pairs", str(folder / "pairs.jsonl"), "--num-pairs", "6", "--precision", "32-true"]
 
 
-def test_dual_round_tells_what_is_neither_sampling_nor_scoring(lines: Lines, model_and_pairs: list[str]) -> None:
+def test_dual_round_reports_what_is_neither_sampling_nor_scoring(lines: Lines, model_and_pairs: list[str]) -> None:
     (result,) = lines("dual_round.py", *model_and_pairs, "--samples", "3", "--new-tokens", "5")
     assert (result["prompts"], result["samples"]) == (6, 3)
     assert 0 < result["outside_seconds"] < result["seconds"]
@@ -98,7 +98,7 @@ def test_dual_round_tells_what_is_neither_sampling_nor_scoring(lines: Lines, mod
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 def test_pair_step_reads_the_pairs_of_a_file(lines: Lines, model_and_pairs: list[str]) -> None:
-    """Five words and the line's end is none; a prompt of 6 tokens, answers of 4 and 1 words with their ends: 6 + 5 + 2."""
+    """A prompt of six words, answers of four words and of one, each with its end: 6 + 5 + 2."""
     (result,) = lines("pair_step.py", *model_and_pairs, "--batch-size", "2")
     assert result["pairs"] == 6
     assert result["tokens"] == 6 * (6 + 5 + 2)

@@ -188,30 +188,28 @@ def test_resume_selects_the_newest_dated_folder_of_the_same_configuration(
     assert [path.parent.name for path in (tmp_path / "runs").glob("*/metrics.json")] == ["2026-01-02_00-00-00"]
 
 
-def test_a_truncated_checkpoint_is_refused_and_named(
-    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def interrupted(configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Return the configuration of a run interrupted after an epoch of SFT; resumed, it is interrupted again."""
     Interrupt(monkeypatch).at = ("sft", "", 1)
     config = configured(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(config)
+    return config
+
+
+def test_a_truncated_checkpoint_is_refused_and_named(interrupted: RunConfig, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run/checkpoints/sft/last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(StorageError, match=r"last\.ckpt: .*remove it"):
-        run(replace(config, resume=True))
+        run(replace(interrupted, resume=True))
 
 
-def test_temporary_files_of_a_killed_process_are_removed(
-    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Interrupt(monkeypatch).at = ("sft", "", 1)
-    config = configured(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
+def test_temporary_files_of_a_killed_process_are_removed(interrupted: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints/.last.ckpt.1a2b3c4d.part").write_bytes(b"half")
     (tmp_path / "run/.cdpo.1a2b3c4d.part").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        run(replace(config, resume=True))
+        run(replace(interrupted, resume=True))
     assert not list((tmp_path / "run").rglob("*.part"))
 
 

@@ -29,19 +29,6 @@ def language_model(seed=0):
     return model
 
 
-def rows_run(model, function):
-    """What the function returns, and the number of rows that went through the model."""
-    seen = []
-
-    def count(_, args, kwargs, __):
-        seen.append(len((*args, *kwargs.values())[0]))
-
-    hook = model.register_forward_hook(count, with_kwargs=True)
-    result = function()
-    hook.remove()
-    return result, sum(seen)
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_logp_of_keeps_the_order_of_the_rows(batch_size):
     """Rows of different length and number of responses, run longest first."""
@@ -81,7 +68,7 @@ def test_the_reference_is_its_own_reference(evaluator):
     torch.testing.assert_close(measured.policy_logp, measured.reference_logp, rtol=1e-4, atol=1e-4)
 
 
-def test_equal_samples_run_through_the_reference_once(evaluator):
+def test_equal_samples_run_through_the_reference_once(evaluator, rows_run):
     """Room for one token only: many samples are equal."""
     short = replace(evaluator, encoder=replace(evaluator.encoder, max_response=1))
     measured, rows = rows_run(evaluator.reference.model, lambda: short.measure(language_model(), WORLD.prompts[:2], 64, seed=0))

@@ -5,13 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cdpo_lightning.config import ClosedFormConfig
+from cdpo_lightning.constraints.constraint import Constraint
+from cdpo_lightning.constraints.measures import Mean
+from cdpo_lightning.data.corpus import Corpus, Split, closed_form_corpus
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.models.lm.causal_lm import word_tokenizer
 from cdpo_lightning.pipeline.base_model import IdentifiedModel
-from cdpo_lightning.pipeline.constants import StoredConstants, make_training_pairs
+from cdpo_lightning.pipeline.constants import StoredConstants, exact_problem, make_training_pairs
 from cdpo_lightning.text.templates import Encoder
 
 ENCODER = Encoder(word_tokenizer(["a", "b", "c", "d"]), "plain", 4, 3)
+LIMITED = (Constraint("cost", "cost", Mean(), -0.5),)
+EMPTY = Corpus(Split([], []), Split([], []), Split([], []), [], [])
 TEXTS = [("p", "x"), ("p", "y"), ("q", "x")]
 ROWS = [((3, 4), [(5, 1), (6, 1)]), ((7,), [(5, 1)])]
 
@@ -156,3 +162,31 @@ def test_label_draws_belong_to_the_seed():
 def test_pairs_that_are_all_dropped_leave_an_empty_table():
     pairs, counts, *_ = made([pair("a", "b c d a", "b c d c")])
     assert (len(pairs.table), pairs.records, counts["data/equal_after_cut"]) == (0, [], 1)
+
+
+# The exact problem
+
+
+def test_outside_the_closed_form_world_there_is_no_exact_problem(encoder):
+    assert exact_problem(EMPTY, LIMITED, encoder, lambda *_: pytest.fail("nothing is enumerated"), 0.5) is None
+
+
+def test_the_exact_problem_has_every_response_to_every_prompt(encoder):
+    """Scores that name their text: 100 p + k for response k to prompt p."""
+    world = closed_form_corpus(ClosedFormConfig(prompts=8, responses=16, pairs_per_prompt=1, demonstrations_per_prompt=1), 0)
+    prompts, responses = world.world.prompts, world.world.responses
+
+    def constants(texts, rows):
+        value = torch.tensor([100.0 * prompts.index(p) + responses.index(r) for p, r in texts], dtype=torch.float64)
+        flat = [(prompt, response) for prompt, every in rows for response in every]
+        assert flat == [(encoder.prompt(p), encoder.response(r)) for p, r in texts], "rows are in the order of the texts"
+        return {"reward": value, "cost": -value}, value - 1000
+
+    problem = exact_problem(world, LIMITED, encoder, constants, 0.7)
+    numbers = torch.arange(8)[:, None] * 100.0 + torch.arange(16)
+    assert problem.scores["reward"].tolist() == numbers.tolist()
+    assert problem.scores["cost"].tolist() == (-numbers).tolist()
+    assert problem.reference_logp.tolist() == (numbers - 1000).tolist()
+    for column, name in enumerate(("reward", "cost")):
+        assert problem.truth[name].tolist() == [[world.world.truth(p, r)[column] for r in responses] for p in prompts]
+    assert (problem.constraints, problem.beta) == (LIMITED, 0.7)

@@ -33,20 +33,7 @@ def scorer():
     return ModelScorer(model.requires_grad_(False), TOKENIZER, "plain", 64, batch_size=2, precision="32-true", identity="cost:abc")
 
 
-def rows_run(model, function):
-    """What the function returns, and the number of rows that went through the model."""
-    seen = []
-
-    def count(_, args, kwargs, __):
-        seen.append(len((*args, *kwargs.values())[0]))
-
-    hook = model.register_forward_hook(count, with_kwargs=True)
-    result = function()
-    hook.remove()
-    return result, sum(seen)
-
-
-def test_equal_texts_are_scored_once_and_each_gets_its_own_score(scorer):
+def test_equal_texts_are_scored_once_and_each_gets_its_own_score(scorer, rows_run):
     scores, rows = rows_run(scorer.model, lambda: scorer.score(TEXTS))
     assert rows == len(set(TEXTS)) == 4
     assert scores.dtype == torch.float64
