@@ -33,7 +33,7 @@ from cdpo_lightning.pipeline.base_model import (
 )
 from cdpo_lightning.pipeline.constants import StoredConstants, TrainingPairs, exact_problem, make_training_pairs
 from cdpo_lightning.pipeline.inference import Inference, make_inference
-from cdpo_lightning.pipeline.scorers import SCORES, make_scorer, scorer_kind
+from cdpo_lightning.pipeline.scorers import SCORES, make_scorer, require_scorers, scorer_kind
 from cdpo_lightning.pipeline.sft import fine_tune, sft_compute
 from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.scorer import Scorer, Text
@@ -83,7 +83,6 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
     base = load_base(trainables, tokenizer)
     if not supports_packing(base.model):
         screen.say(f"note: {type(base.model).__name__} cannot read rows of several responses: one response a row, which is slower")
-    begin_run(config, folder)  # not before: what is wrong with data or model is corrected and started again
     settings = FitSettings(
         trainer=config.trainer,
         history=history,
@@ -93,7 +92,10 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
         progress=screen.progress,
         logger_for=lambda who: make_logger(config.logger, folder, who, baseline=who != config.who),
     )
-    return StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
+    inputs = StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
+    require_scorers(inputs)
+    begin_run(config, folder)  # not before: what is wrong with data or model is corrected and started again
+    return inputs
 
 
 def train_listed_stages(inputs: StageInputs, screen: Screen) -> Metrics:

@@ -42,12 +42,25 @@ SCORER_KINDS: Registry[MakeScorer] = Registry("scorers.kind")
 
 
 def make_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
-    """Return the scorer `name` of the configuration, and how well it does on held-out examples.
+    """Return the scorer `name` of the configuration, and how well it does on held-out examples."""
+    return SCORER_KINDS[scorer_kind(inputs.config, inputs.corpus, name)](inputs, name)
+
+
+def require_scorers(inputs: StageInputs) -> None:
+    """Refuse a run with policies that would have to train a score model which `stages` leaves out.
 
     Raises:
-        ConfigError: it would have to be trained, and `stages` leaves that out.
+        ConfigError: the store does not have that score model.
     """
-    return SCORER_KINDS[scorer_kind(inputs.config, inputs.corpus, name)](inputs, name)
+    config, stages = inputs.config, set(inputs.config.stages)
+    for name in SCORES if {"policy", "evaluate"} & stages else ():
+        trained = scorer_kind(config, inputs.corpus, name) == "trained"
+        if (
+            trained
+            and name not in stages
+            and not inputs.store.holds(name, inputs.made_of(_config(inputs, name), _examples(inputs, name)))
+        ):
+            raise ConfigError(f"stages: {name} is not among them and the store has no such model; add it, or set {name}.path")
 
 
 def scorer_kind(config: RunConfig, corpus: Corpus, name: str) -> str:
@@ -79,18 +92,12 @@ def published_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
 
 @SCORER_KINDS.register("trained")
 def trained_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
-    """Return the score model that is trained here or is in the store.
-
-    Raises:
-        ConfigError: `stages` does not name it and the store does not have it.
-    """
+    """Return the score model that is trained here or is in the store."""
     config, data, run = _config(inputs, name), _examples(inputs, name), inputs.config
     model = from_causal_lm(inputs.base.model, run.model.scorer_layers)
     model.requires_grad_(True)  # the base model is frozen where it is the reference, or shares its weights with adapters
     causal_lm.freeze_lower_layers(model.backbone, run.model.scorer_trainable_layers)
     made_of = inputs.made_of(config, data)
-    if name not in run.stages and not inputs.store.holds(name, made_of):
-        raise ConfigError(f"stages: {name} is not among them and the store has no such model; add it, or set {name}.path")
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         rows = _score_rows(inputs, name, data.train)

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cdpo_lightning.config import RunConfig, parse
+from tests.e2e.preloaded import Signalled
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPS = ("model", "dataset", "constraint", "method", "trainer", "logger")
@@ -68,7 +68,7 @@ def configure(
     return configured
 
 
-class Process:
+class Process(Signalled):
     """One `python run.py` in a process of its own, forked from one that has done the imports; used like `subprocess.Popen`."""
 
     def __init__(self, server: socket.socket, folder: Path, arguments: tuple[str, ...]) -> None:
@@ -95,15 +95,6 @@ class Process:
         if self.returncode is None:
             self.returncode = int(self._answers.readline())
         return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Send SIGKILL, unless the process has ended."""
-        self.send_signal(signal.SIGKILL)
 
     def communicate(self) -> tuple[str, str]:
         """Return standard output and standard error when the process has ended."""

@@ -44,7 +44,26 @@ def _fork(work: Callable[[], object]) -> int:
         os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-class ForkedRank:
+class Signalled:
+    """The part of `subprocess.Popen` that sends signals to a process; a subclass has its `pid` and `poll`."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while the process runs."""
+        raise AssertionError("a subclass says how")
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless the process has ended."""
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkedRank(Signalled):
     """The part of `subprocess.Popen` that `cdpo_lightning.launch` uses, for `python -m MODULE ARGUMENTS`."""
 
     def __init__(self, command: list[str], env: Mapping[str, str], start_new_session: bool) -> None:
@@ -71,15 +90,6 @@ class ForkedRank:
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, unless the rank has ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Send SIGKILL, unless the rank has ended."""
-        self.send_signal(signal.SIGKILL)
 
 
 def _enter(environment: dict[str, str], arguments: list[str]) -> None:
