@@ -223,6 +223,6 @@ def test_a_run_without_sft_trains_whole_score_models(config, tmp_path, screen, m
 def test_a_run_that_would_have_to_train_a_scorer_that_it_leaves_out_is_refused(config, tmp_path, screen):
     without = replace(config, stages=["policy"])
     folder = tmp_path / "run"
-    inputs = load_stage_inputs(without, folder, *open_store(without, folder), screen)
     with pytest.raises(ConfigError, match=r"^stages: reward"):
-        build_evaluation(inputs, folder, screen)
+        load_stage_inputs(without, folder, *open_store(without, folder), screen)
+    assert not (folder / "identity").exists(), "refused before the run was begun"

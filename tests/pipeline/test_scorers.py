@@ -12,7 +12,7 @@ from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.models.lm.causal_lm import parameter_hash
 from cdpo_lightning.pipeline import scorers
 from cdpo_lightning.pipeline.base_model import IdentifiedModel, StageInputs, make_trainables
-from cdpo_lightning.pipeline.scorers import SCORER_KINDS, load_published, make_scorer, scorer_kind
+from cdpo_lightning.pipeline.scorers import SCORER_KINDS, load_published, make_scorer, require_scorers, scorer_kind
 from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.oracle import OracleScorer
 
@@ -104,7 +104,7 @@ def test_the_identity_of_an_oracle_names_score_world_and_seed(inputs):
 
 def test_a_scorer_that_no_stage_trains_and_the_store_lacks_is_refused(inputs, fits):
     with pytest.raises(ConfigError) as caught:
-        make_scorer(inputs(stages=["policy"]), "cost")
+        require_scorers(inputs(stages=["reward", "policy"]))
     message = str(caught.value)
     assert message.startswith("stages: cost")
     assert "cost.path" in message
@@ -127,10 +127,15 @@ def test_a_scorer_that_the_store_has_needs_no_stage(inputs, fits):
 
 def test_the_stored_scorer_of_another_configuration_does_not_count(inputs, fits):
     make_scorer(inputs(), "cost")
+    require_scorers(inputs(stages=["reward", "policy"]))
     with pytest.raises(ConfigError, match=r"^stages: cost"):
-        make_scorer(inputs(stages=["policy"], cost=ScorerConfig(epochs=2)), "cost")
+        require_scorers(inputs(stages=["reward", "policy"], cost=ScorerConfig(epochs=2)))
     with pytest.raises(ConfigError, match=r"^stages: reward"):
-        make_scorer(inputs(stages=["policy"]), "reward")
+        require_scorers(inputs(stages=["policy"]))
+
+
+def test_a_run_without_policies_needs_no_scorer(inputs):
+    require_scorers(inputs(stages=["sft"]))
 
 
 @pytest.mark.parametrize("unit_sd", [True, False])
