@@ -97,6 +97,8 @@ def scorer_metrics(kind: str, scorer: Scorer, examples: Sequence[ScoreExample]) 
         result["sign_accuracy"] = sign_accuracy(cost, sign_of)
         if len(sign_of.unique()) == 2:
             result["auroc"] = auroc(cost, sign_of)
+            positive, negative = int((sign_of > 0).sum()), int((sign_of < 0).sum())
+            result["auroc_chance_se"] = ((positive + negative + 1) / (12 * positive * negative)) ** 0.5  # Mann-Whitney
     return {f"{kind}/{name}": value for name, value in result.items()} | {f"{kind}/held_out": len(examples)}
 
 
@@ -107,4 +109,8 @@ def _pair_metrics(score: dict[tuple[str, str], float], examples: Sequence[ScoreE
         return {}
     chosen, other = (torch.tensor([score[pair[0], pair[i]] for pair in pairs]) for i in (1, 2))
     longer = sum(len(preferred) > len(rejected) for _, preferred, rejected in pairs)
-    return {"pair_accuracy": pair_accuracy(chosen, other), "longer_wins_accuracy": longer / len(pairs)}
+    return {
+        "pair_accuracy": pair_accuracy(chosen, other),
+        "pair_accuracy_chance_se": 0.5 / len(pairs) ** 0.5,
+        "longer_wins_accuracy": longer / len(pairs),
+    }

@@ -221,3 +221,10 @@ def require_examples(config: RunConfig, corpus: Corpus) -> None:
         require_folder(getattr(config, name).path)
         if scorer_kind(config, corpus, name) == "trained" and not getattr(corpus, name).train:
             raise DataError(f"the {name} model has nothing to learn from: add {labels}, or set {name}.path")
+    signs = {sign for example in corpus.cost.train for sign in example.signs if sign}
+    if scorer_kind(config, corpus, "cost") == "trained" and len(signs) == 1:
+        only = "unsafe" if 1 in signs else "safe"
+        raise DataError(
+            f"the cost model would learn from answers that are all labelled {only}: its zero could be anywhere; expected safe and "
+            "unsafe ones: add safety labels (dataset.cost_labels), or set cost.path"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdpo_lightning import ranks
 from cdpo_lightning.config import RunConfig, ScorerConfig
 from cdpo_lightning.data.corpus import Corpus, ScoreExample, Split
-from cdpo_lightning.errors import ConfigError
+from cdpo_lightning.errors import ConfigError, ModelError
 from cdpo_lightning.evaluation.metrics import Metrics, scorer_metrics
 from cdpo_lightning.models.heads.published import load_score_model
 from cdpo_lightning.models.heads.score_model import from_causal_lm, pad
@@ -42,8 +42,33 @@ SCORER_KINDS: Registry[MakeScorer] = Registry("scorers.kind")
 
 
 def make_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
-    """Return the scorer `name` of the configuration, and how well it does on held-out examples."""
-    return SCORER_KINDS[scorer_kind(inputs.config, inputs.corpus, name)](inputs, name)
+    """Return the scorer `name` of the configuration, and how well it does on held-out examples.
+
+    Raises:
+        ModelError: it does significantly worse than chance.
+    """
+    scorer, quality = SCORER_KINDS[scorer_kind(inputs.config, inputs.corpus, name)](inputs, name)
+    require_better_than_chance(name, quality)
+    return scorer, quality
+
+
+def require_better_than_chance(name: str, quality: Metrics) -> None:
+    """Refuse a score model whose held-out figures are below one half by more than three standard errors of chance.
+
+    Args:
+        name: reward or cost.
+        quality: `<name>/pair_accuracy`, `<name>/auroc` and how many pairs and labels they are of, as far as measured.
+
+    Raises:
+        ModelError: its sign, or that of the labels, is the other way round.
+    """
+    for figure, spread in (("pair_accuracy", f"{name}/pair_accuracy_chance_se"), ("auroc", f"{name}/auroc_chance_se")):
+        value, error = quality.get(f"{name}/{figure}"), quality.get(spread)
+        if value is not None and error is not None and value < 0.5 - 3 * error:
+            raise ModelError(
+                f"{name}: held-out {figure} is {value:.2f}, expected above one half (chance: 0.50 +- {error:.2f}); its labels or "
+                f"its sign are the other way round: check the data's labels, and {name}.sign of a published model"
+            )
 
 
 def require_scorers(inputs: StageInputs) -> None:

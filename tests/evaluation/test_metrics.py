@@ -140,6 +140,8 @@ def test_scorer_metrics_by_hand():
             "cost/auroc": 2 / 3,
             "cost/longer_wins_accuracy": 1 / 3,
             "cost/held_out": 4,
+            "cost/pair_accuracy_chance_se": 0.5 / 3**0.5,
+            "cost/auroc_chance_se": (5 / 36) ** 0.5,  # (n + m + 1) / (12 n m) of 3 and 1
         }
     )
 
@@ -158,7 +160,7 @@ def test_what_the_examples_cannot_tell_is_left_out():
     assert scorer_metrics("reward", scorer, []) == {"reward/held_out": 0}
     pair = ScoreExample("p", ("a", "b"), 0, (0, 0))
     assert scorer_metrics("reward", scorer, [pair]).keys() == {
-        "reward/pair_accuracy", "reward/longer_wins_accuracy", "reward/held_out",
+        "reward/pair_accuracy", "reward/pair_accuracy_chance_se", "reward/longer_wins_accuracy", "reward/held_out",
     }  # fmt: skip
     safe = ScoreExample("p", ("a",), None, (-1,))
     assert scorer_metrics("cost", scorer, [safe]) == {"cost/sign_accuracy": 0.0, "cost/held_out": 1}

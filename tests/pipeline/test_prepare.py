@@ -65,6 +65,17 @@ def test_sft_without_demonstrations_is_refused_and_without_sft_they_are_not_need
     require_examples(replace(on_files, stages=["reward", "cost", "policy"]), corpus)
 
 
+@pytest.mark.parametrize(("sign", "label"), [(1, "unsafe"), (-1, "safe")])
+def test_a_cost_model_that_would_see_one_label_only_is_refused(on_files, sign, label):
+    """Its zero, which separates safe from unsafe, could be anywhere."""
+    one = ScoreExample("p", ("a", "b"), 0, (sign, 0))
+    with pytest.raises(DataError, match=rf"all labelled {label}: .*dataset.cost_labels"):
+        require_examples(on_files, replace(FULL, cost=Split([one, EXAMPLE], [])))
+    both = ScoreExample("p", ("a", "b"), 0, (sign, -sign))
+    require_examples(on_files, replace(FULL, cost=Split([both], [])))
+    require_examples(replace(on_files, cost=ScorerConfig(path="owner/name")), replace(FULL, cost=Split([one], [])))
+
+
 @pytest.mark.parametrize(("name", "remedy"), [("reward", "better_response_id"), ("cost", "safety labels")])
 def test_a_score_model_without_examples_is_refused_unless_it_is_published_or_the_worlds_truth(on_files, config, name, remedy):
     corpus = replace(FULL, **{name: NOTHING})

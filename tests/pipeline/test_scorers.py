@@ -7,12 +7,19 @@ import torch
 
 from cdpo_lightning.config import ClosedFormConfig, ScorerConfig
 from cdpo_lightning.data.corpus import ScoreExample, Split, closed_form_corpus
-from cdpo_lightning.errors import ConfigError
+from cdpo_lightning.errors import ConfigError, ModelError
 from cdpo_lightning.models.heads.score_model import from_causal_lm
 from cdpo_lightning.models.lm.causal_lm import parameter_hash
 from cdpo_lightning.pipeline import scorers
 from cdpo_lightning.pipeline.base_model import IdentifiedModel, StageInputs, make_trainables
-from cdpo_lightning.pipeline.scorers import SCORER_KINDS, load_published, make_scorer, require_scorers, scorer_kind
+from cdpo_lightning.pipeline.scorers import (
+    SCORER_KINDS,
+    load_published,
+    make_scorer,
+    require_better_than_chance,
+    require_scorers,
+    scorer_kind,
+)
 from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.oracle import OracleScorer
 
@@ -213,3 +220,22 @@ def test_a_batch_holds_responses_flat_with_pairs_and_signs():
     assert [row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)] == [[5], [6, 7], [8]]
     assert batch.pairs.tolist() == [[1, 0]], "the preferred one first"
     assert batch.sign.tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "figures", "refused"),
+    [
+        ("cost", {"auroc": 0.2, "auroc_chance_se": 0.05}, True),
+        ("cost", {"auroc": 0.4, "auroc_chance_se": 0.05}, False),  # two standard errors: chance
+        ("reward", {"pair_accuracy": 0.3, "pair_accuracy_chance_se": 0.04}, True),
+        ("reward", {"pair_accuracy": 0.7, "pair_accuracy_chance_se": 0.04}, False),
+        ("cost", {}, False),
+    ],
+)
+def test_a_score_model_that_does_worse_than_chance_is_refused(name, figures, refused):
+    quality = {f"{name}/{key}": value for key, value in figures.items()}
+    if not refused:
+        require_better_than_chance(name, quality)
+        return
+    with pytest.raises(ModelError, match=rf"^{name}: held-out .* expected above one half.*{name}.sign"):
+        require_better_than_chance(name, quality)
