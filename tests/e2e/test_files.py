@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cdpo_lightning.config import RunConfig
-from cdpo_lightning.errors import CDPOError
+from cdpo_lightning.errors import CDPOError, ModelError
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.pipeline.run import check, evaluate, run
 
@@ -280,16 +280,14 @@ def test_a_policy_is_evaluated_with_published_score_models_and_no_base_model(pro
     assert {path.name for path in (project.folder / "other").iterdir()} == {"reward_check", "cost_check"}
 
 
-def test_the_sign_of_a_published_score_model(project: Project) -> None:
-    """With sign=-1 a safety score is read as a cost: every sign that was wrong is right, and the reverse."""
+def test_a_published_cost_model_with_the_wrong_sign_is_refused(project: Project) -> None:
+    """With sign=-1 a safety score is read as a cost: a model whose sign was right is then worse than chance."""
     run(project.config("policy.epochs=1"))
     path = f"cost.path={project.folder}/run/export/cost"
-    accuracy = []
-    for sign in (1, -1):
-        config = project.config(path, f"cost.sign={sign}", "stages=[reward,cost]", f"run_dir={project.folder / str(sign)}")
-        accuracy.append(run(config)["cost/sign_accuracy"])
-    assert sum(accuracy) == pytest.approx(1)
-    assert accuracy[0] != accuracy[1]
+    right = run(project.config(path, "cost.sign=1", "stages=[cost]", f"run_dir={project.folder}/right"))
+    assert right["cost/auroc"] > 0.5 + 3 * right["cost/auroc_chance_se"]
+    with pytest.raises(ModelError, match=rf"auroc is {1 - right['cost/auroc']:.2f}.*cost\.sign"):
+        run(project.config(path, "cost.sign=-1", "stages=[cost]", f"run_dir={project.folder}/wrong"))
 
 
 def test_beavertails_answers_are_paired_and_trained_on(project: Project) -> None:
