@@ -1,4 +1,4 @@
-"""Every stream of random numbers of a run, by its purpose: independent of all others, and reproducible from the run's seed.
+"""The streams of random numbers of a run, one per purpose: independent of each other, and reproducible from the run's seed.
 
 numpy's `SeedSequence` spreads (seed, purpose, counters) over the seeds of the generators, so that no two streams overlap, whatever
 the seed, the round or the epoch.
