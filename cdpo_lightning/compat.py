@@ -62,7 +62,7 @@ def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
-    """Have the module run `call`, as returned by `compiled_call`; None: run it uncompiled.
+    """Make the module run `call`, a result of `compiled_call`; None: run it uncompiled.
 
     torch 2.13: see `compiled_call`.
     """

@@ -94,7 +94,7 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
     )
     inputs = StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
     require_scorers(inputs)
-    begin_run(config, folder)  # not before: what is wrong with data or model is corrected and started again
+    begin_run(config, folder)  # after all checks, so that a refused run can be started again in the same folder
     return inputs
 
 

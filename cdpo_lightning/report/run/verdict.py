@@ -101,7 +101,7 @@ def _optimum(metrics: Mapping, policy: str | None) -> str | None:
         return f"{text}, but only {percent(mass)} of its probability is on valid responses"
     if distance > OPTIMUM_NATS:
         return f"{text}: not at the optimum"
-    return f"{text}: the method found the optimum" if at_optimum(metrics, policy) else text
+    return f"{text}: the method reached the optimum" if at_optimum(metrics, policy) else text
 
 
 def _limit(metrics: Mapping, policy: str | None) -> str | None:
