@@ -58,7 +58,7 @@ class LagrangianPreference:
         return utility(scores, self.constraints, dual, prompt)
 
     def temperature(self, dual: DualState) -> float:
-        """Return beta, whatever the multipliers."""
+        """Return beta, which does not depend on the multipliers."""
         return self.beta
 
 

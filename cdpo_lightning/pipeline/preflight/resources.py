@@ -82,7 +82,7 @@ def disk(config: RunConfig, shape: memory.ModelShape, folder: Path, screen: Scre
     best = 4 * (shape.trainable if config.model.lora_rank else shape.parameters)  # best_feasible
     kept = one * (1 + config.trainer.keep_checkpoints) + best  # one more while it is written
     need = policies * (kept + 4 * shape.parameters)
-    need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # what it reads
+    need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # the weights that it reads
     location = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(location).free
     message = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"
