@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
-# A worker takes a whole file, so that a run which several tests of the file examine is done once; in the order of the folders.
+# Each worker takes a whole file, in the order of the folders: several tests of a file may share one run.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin

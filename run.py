@@ -16,7 +16,7 @@ def main(config: DictConfig) -> float | None:
     """Do one run, or one job of a sweep; the sweep goes on after a job that is refused, whose objective is nan."""
     try:
         parsed = parse(config)
-        from cdpo_lightning.launch import check, evaluate, run  # takes seconds: a mistake in a key is answered before
+        from cdpo_lightning.launch import check, evaluate, run  # takes seconds: a wrong key is reported before
 
         return objective(parsed, {"run": run, "evaluate": evaluate, "check": check}[parsed.mode](parsed))
     except CDPOError as error:
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> float | None:
 
 
 def run_cli() -> int:
-    """Return the exit status: 0 done, 2 a mistake of the user, 130 interrupted; our own faults keep their traceback."""
+    """Return the exit status: 0 done, 2 a mistake of the user, 130 interrupted; a bug of ours keeps its traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints tracebacks of its own and exits with 1
     status = cli_errors.start()
     try:

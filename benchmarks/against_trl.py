@@ -1,4 +1,4 @@
-"""The DPO step against TRL's, side by side: each in a process of its own, in turn, medians of `--repeats`; prints JSON lines.
+"""Compares our DPO step with TRL's: each in a process of its own, in turn, medians of `--repeats`; prints JSON lines.
 
     python benchmarks/against_trl.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 8
 
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def long_pairs(pairs: Path, model: str, count: int, low: int, high: int, folder: Path) -> Path:
-    """Return a file with the first `count` pairs of `low` to `high` tokens: prompt and both answers, without the template's."""
+    """Return a file with the first `count` pairs of `low` to `high` tokens in prompt and both answers, without template."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)

@@ -1,4 +1,4 @@
-"""Does the method find the optimum? Trains C-DPO on closed-form worlds and compares it with the exact solution.
+"""Trains C-DPO on closed-form worlds and compares the policy with the exact optimum.
 
     python benchmarks/certificate.py [--jobs 2] [--folder outputs/certificate] [--only cdpo]
 

@@ -1,9 +1,9 @@
-"""Times one dual round and how much of it is neither sampling nor scoring; prints one JSON line.
+"""Times one dual round, and the part of it that is neither sampling nor scoring; prints one JSON line.
 
     python benchmarks/dual_round.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 24 --samples 4
 
-The round is the callback's own: samples of `--num-pairs` prompts, reward, cost and reference log-probabilities, lambda's step, the
-labels of all pairs of the file and the fresh on-policy pairs. The scorers have the model's shape and heads of zero.
+The round is run by the callback of training: samples of `--num-pairs` prompts, reward, cost and reference log-probabilities, the
+update of lambda, the labels of all pairs of the file and new on-policy pairs. The scorers have the model's shape and a zero head.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cdpo_lightning.training.dual_loop import DualLoop
 
 
 class TimedEvaluator(PolicyEvaluator):
-    """An evaluator that knows how long its last measurement took."""
+    """An evaluator that records the seconds of its last measurement."""
 
     def measure(self, *args: Any) -> Measurement:
         """Return the measurement, and keep the seconds that it took."""

@@ -1,9 +1,9 @@
-"""Times sampling from the policy against `model.generate`, on real prompts; prints one JSON line for each.
+"""Compares the time of our sampling with that of `model.generate`, on real prompts; prints one JSON line for each.
 
     python benchmarks/generate.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 256 --batch-size 256
 
-Ours once; `model.generate` in batches of 8 and in batches of `--batch-size`, all at temperature 1, until the end token or
-`--new-tokens`. Tokens after an end token are not counted. `--repeats` alternates them.
+Our sampler runs in batches of `--batch-size`, `model.generate` in batches of 8 and of `--batch-size`, all at temperature 1, until
+the end token or `--new-tokens`. Tokens after an end token are not counted. `--repeats` repeats all three in turn.
 """
 
 from __future__ import annotations

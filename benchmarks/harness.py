@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, the model, real pairs as token rows, the matrix rate, peak memory, the JSON line."""
+"""Functions that the benchmarks share: arguments, the model, pairs as token rows, the matrix rate, peak memory, the JSON line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": to
 
 
 def arguments(text: str | None, pairs: int) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has; `pairs` is how many of the file are used unless told."""
+    """Return a parser with the options of all benchmarks; `pairs` is the default of `--num-pairs`."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a Hugging Face folder")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape instead; needs no tokenizer")
@@ -133,9 +133,9 @@ def load_pairs(args: argparse.Namespace) -> Pairs:
 
 
 def matrix_rate(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:
-    """Return the operations a second of one large product [2 size, size] @ [size, size]: the hardware's practical limit.
+    """Return the operations per second of one large product [2 size, size] @ [size, size], the hardware's practical limit.
 
-    Of bf16 numbers, in float32 where that is faster.
+    The factors have the type of the precision's products, or float32 if the device multiplies bf16 numbers in float32.
     """
     dtype = torch.float32 if faster_in_float32(torch.device(device)) else compute_type(precision)
     size = 4 * size if device == "cuda" else size
@@ -164,14 +164,14 @@ def peak_memory_gb(device: str) -> float:
 
 
 def trunk_and_head(model: nn.Module) -> tuple[int, int]:
-    """Return how many parameters every token is multiplied with, and how many only the predicted tokens are (the head)."""
+    """Return the numbers of parameters that every token is multiplied with, and that only predicted tokens are (the head)."""
     embedding: Any = model.get_input_embeddings()
     return sum(p.numel() for n, p in model.base_model.named_parameters() if p is not embedding.weight), embedding.weight.numel()
 
 
 @contextmanager
 def profiled(on: bool) -> Iterator[None]:
-    """Print, where `on`, a table of the operations inside that took most time themselves on stderr, in seconds and shares."""
+    """Print, if `on`, a table on stderr of the operations inside the block with the most time of their own."""
     if not on:
         yield
         return
@@ -196,7 +196,7 @@ def report(**fields: object) -> None:
 def report_pairs(
     who: str, args: argparse.Namespace, seconds: float, tokens: int, padded: int, rate: float, floor: float, **more: object
 ) -> None:
-    """Print the line of a benchmark that reads pairs: `floor` is in operations, `rate` in operations a second."""
+    """Print the JSON line of a benchmark on pairs; `floor` is a number of operations, `rate` is in operations per second."""
     report(
         who=who,
         **more,

@@ -1,10 +1,10 @@
-"""The pre-flight's estimate of memory against the measured peak of a rank: three sizes, two stages of ZeRO, two ranks on the CPU.
+"""Compares the pre-flight's estimate of memory with the measured peak of a rank: three sizes, ZeRO-1 and 3, two CPU ranks.
 
     python benchmarks/memory.py            prints a table in Markdown
 
-The peak is that of the process in steps and dual rounds. What it takes without a model is that of a run with a tiny one, and is
-subtracted from both: the differences are compared. One dual round is part of the run, so ZeRO-3 gathers the model once. glibc is
-told to return freed blocks at once, as a GPU's allocator counts them.
+The peak is that of the process in steps and dual rounds. The values of a run with a tiny model are subtracted from both, because a
+process needs memory without a model too. The run has one dual round, in which ZeRO-3 gathers the model. glibc is set to return
+freed blocks at once, so that they are not counted, as on a GPU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measured(hidden: int, stage: int) -> float:
 
 
 def estimated(hidden: int, stage: int) -> float:
-    """Return the estimate of that peak, bytes: what is trained, the reference, and with ZeRO-3 the whole model while it samples."""
+    """Return the estimate of that peak, bytes: the trained model, the reference, and with ZeRO-3 the gathered model."""
     shape = shape_of(ModelConfig(architecture=architecture(hidden)), VOCABULARY)
     assert shape is not None
     trainer = replace(TrainerConfig(), devices=2, strategy=f"deepspeed_zero{stage}")

@@ -1,10 +1,10 @@
-"""Every method on the same worlds: how far from the exact optimum it is, and what its training took.
+"""Runs every method on the same worlds, and reports its distance to the exact optimum and the compute of its training.
 
     python benchmarks/methods.py [--jobs 2] [--folder outputs/methods] [--seeds 0 1 2 3 4] [--write-only]
 
-For each seed one run of `+experiment=table1` under a limit half-way up the range in which it binds; then O-PD-DPO and PD-DPO in
-worlds whose pairs lack each prompt's best responses. Each run has a folder of its own: a second start continues where the first was
-stopped. Writes docs/results/methods.md and docs/images/methods.png from the runs that have ended.
+For each seed one run of `+experiment=table1`, with a limit in the middle of the range in which it binds; then O-PD-DPO and PD-DPO
+in worlds whose pairs lack each prompt's best responses. Each run has a folder of its own, so a second start continues where the
+first was stopped. Writes docs/results/methods.md and docs/images/methods.png from the completed runs.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Job:
     seed: int
 
     def overrides(self, folder: Path) -> list[str]:
-        """Return what the run is composed of, without its limit and its folder."""
+        """Return the overrides of the run, without its limit and its folder."""
         more = [f"seed={self.seed}", f"artifacts_dir={folder / 'artifacts'}", "trainer.num_threads=1"]
         return [*WORLDS[self.world], *more]
 
 
 def one(job: Job, folder: Path) -> dict[str, object]:
-    """Return the metrics of a job; run it now unless they are there."""
+    """Return the metrics of a job; run it first if it has none."""
     location = folder / f"{job.world}-seed{job.seed}"
     path = location / "metrics.json"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The page of docs/results/methods.md and its figure, from what `methods.py` has measured."""
+"""Writes docs/results/methods.md and its figure from the results of `methods.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from certificate import ROOT
 
-# KL to the optimum in nats and |E[c] - C_limit| in cost units that a method has to reach.
+# Upper bounds that a method has to meet: KL to the optimum in nats, and |E[c] - C_limit| in cost units.
 BOUNDS = {"cdpo": (0.03, 0.05), "cdpo_fixed": (0.03, None), "pd_dpo_complete": (0.05, 0.06), "ppo_lag": (0.15, 0.08)}
 COLUMNS = (
     "KL to optimum",
@@ -25,7 +25,7 @@ Runs = dict[int, dict[str, Row]]  # by seed and method
 
 
 def mean(values: list[float]) -> float:
-    """Return the mean of the values; nan if one was not measured."""
+    """Return the mean of the values; nan if one is missing (nan)."""
     return sum(values) / len(values)
 
 
@@ -63,16 +63,16 @@ def bounds(runs: Runs) -> str:
     """Return how many seeds meet the bounds of each method, as a list in Markdown."""
     from cdpo_lightning.report.formatting import name_of
 
-    message = []
+    lines = []
     for who, (kl, cost) in BOUNDS.items():
         own = [result[who] for result in runs.values() if who in result]
         met = sum(r["KL to optimum"] <= kl and (cost is None or abs(r["E[c] - C_limit"]) <= cost) for r in own)
-        requested = f"KL <= {kl}" + (f" and |E[c] - C_limit| <= {cost}" if cost else "")
-        message.append(f"* {name_of(who)}, {requested}: {met} of {len(own)} seeds.")
+        bound = f"KL <= {kl}" + (f" and |E[c] - C_limit| <= {cost}" if cost else "")
+        lines.append(f"* {name_of(who)}, {bound}: {met} of {len(own)} seeds.")
     pairs = [(f["o_pd_dpo"], f["pd_dpo"]) for f in runs.values() if {"o_pd_dpo", "pd_dpo"} <= set(f)]
     met = sum(o["KL to optimum"] <= p["KL to optimum"] / 2 and abs(o["E[c] - C_limit"]) <= 0.1 for o, p in pairs)
-    message.append(f"* O-PD-DPO, at most half of PD-DPO's KL and |E[c] - C_limit| <= 0.1: {met} of {len(pairs)} seeds.")
-    return "\n".join(message) + "\n"
+    lines.append(f"* O-PD-DPO, at most half of PD-DPO's KL and |E[c] - C_limit| <= 0.1: {met} of {len(pairs)} seeds.")
+    return "\n".join(lines) + "\n"
 
 
 def paired(runs: Runs) -> str:
@@ -91,7 +91,7 @@ def paired(runs: Runs) -> str:
 
 
 def figure(runs: Runs, path: Path) -> None:
-    """Draw the distance to the optimum against sampled and trained tokens: a point a seed, the name at the methods' means."""
+    """Draw the distance to the optimum against sampled and trained tokens: a point per seed, and the named mean of each method."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,10 +1,10 @@
-"""Times the DPO step on pair rows, the reference pass counted; prints one JSON line.
+"""Times the DPO step on pair rows, with the reference pass; prints one JSON line.
 
     python benchmarks/pair_step.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 8
 
 `seconds` covers reference log-probabilities, encoding and training of one epoch, not loading; `--precomputed` leaves the reference
-pass out of it. `flops_utilisation` is the floor (2 or 6 operations a parameter and token, the embedding's look-up free) over
-what a large product in the same process, type and threads reaches.
+pass out of it. `flops_utilisation` compares the smallest number of operations (2 or 6 per parameter and token, none for the
+embedding) with the rate of a large product in the same process, type and threads.
 """
 
 from __future__ import annotations

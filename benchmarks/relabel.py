@@ -1,4 +1,4 @@
-"""Times the relabelling of stored pairs after a step of lambda: arithmetic only; prints one JSON line.
+"""Times the relabelling of stored pairs after an update of lambda; prints one JSON line.
 
 python benchmarks/relabel.py --num-pairs 1000000
 """

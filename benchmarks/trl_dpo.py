@@ -1,8 +1,8 @@
-"""Times TRL's DPOTrainer, the peer, on a local model and PKU-SafeRLHF-style pairs; prints one JSON line.
+"""Times TRL's DPOTrainer on a local model and pairs in the format of PKU-SafeRLHF; prints one JSON line.
 
     python benchmarks/trl_dpo.py --model HF_FOLDER --pairs pku_saferlhf_pairs.jsonl --num-pairs 64 --batch-size 8 [--precompute]
 
-Every pair is (safer, other). bf16 weights, AdamW, max_length 512, no gradient checkpointing: the trainer's own defaults otherwise.
+The safer response of a pair is the chosen one. bf16 weights, AdamW, max_length 512, no gradient checkpointing, else TRL's defaults.
 `seconds` covers reference log-probabilities and training, not loading. Peak memory is the process's resident set, or the device's
 peak allocation.
 """

@@ -11,7 +11,7 @@ Private methods that a class of ours overrides cannot move here. They are, with 
 * `_get_process_group_backend` and `_process_group_backend` of Lightning 2.6.6's DDPStrategy, which `setup_distributed` of the same
   file has to call and to set: the public `setup_distributed` would open the connection a second time.
 
-Libraries are imported inside the functions: whoever needs one function does not load all of them.
+Libraries are imported inside the functions, so that a caller of one function does not load all of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
-    """Have the module run `call`, as returned by `compiled_call`; None: run it uncompiled.
+    """Make the module run `call`, a result of `compiled_call`; None: run it uncompiled.
 
     torch 2.13: see `compiled_call`.
     """
@@ -109,7 +109,7 @@ def attention_of(model: Any) -> str | None:
 def can_set_attention(model: Any) -> bool:
     """Return whether the model takes any registered attention implementation.
 
-    transformers 5.23: `set_attn_implementation` warns and goes on where it does not.
+    transformers 5.23: for other models `set_attn_implementation` only warns.
     """
     return bool(model._can_set_attn_implementation())
 

@@ -1,4 +1,4 @@
-"""What a run prints: each stage as it ends, the dual rounds, the final table and the verdict. Only the first rank prints."""
+"""Prints the progress and the results of a run: each stage as it ends, the dual rounds, the final table and the verdict."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def quiet_libraries() -> None:
 
 
 class Screen:
-    """The lines that a run prints; nothing on other ranks than the first."""
+    """Prints lines on the first rank; on other ranks it prints nothing."""
 
     def __init__(self, config: RunConfig) -> None:
         self.console = Console(quiet=not ranks.is_first(), highlight=False, soft_wrap=True)
@@ -65,7 +65,7 @@ class Screen:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Time a stage; when it ends, print its seconds and the results that were passed to the function yielded."""
+        """Yield a function that takes the stage's results; when the block ends, print them with the seconds that it took."""
         results: dict[str, Any] = {}
         start = time.perf_counter()
         yield results.update

@@ -1,4 +1,4 @@
-"""Errors for people: each is one line that names the place, what came, what was expected and what to do.
+"""The errors for users: each message is one line with the key, file or row, the value, what was expected and what to do.
 
 `run.py` prints a `CDPOError` as `error: ...` and exits with status 2. Every kind is a standard error too, so that library users
 need not know ours.
@@ -6,7 +6,7 @@ need not know ours.
 
 
 class CDPOError(Exception):
-    """The user's mistake, or the world's: reported on one line, exit status 2."""
+    """An error that the user can correct: it is reported on one line, with exit status 2."""
 
 
 class ConfigError(CDPOError, ValueError):

@@ -1,8 +1,8 @@
-"""Starts the ranks of a run on this machine and supervises them. A single process, or a rank of torchrun or srun, just runs.
+"""Starts the ranks of a run on this machine and supervises them; a single process, or a rank of torchrun or srun, runs at once.
 
-Each rank is a process that reads the resolved configuration from a file: so all use the same folder, and a sweep can run jobs of
-several ranks. The first failure stops all ranks and is reported in one line. No rank outlives its parent. Why this is not torch's
-elastic launcher: docs/design.md.
+Each rank is a process that reads the resolved configuration from a file, so all ranks use the same folder, and a sweep can run jobs
+with several ranks. The first failure stops all ranks and is reported in one line. No rank outlives its parent. docs/design.md
+explains why torch's elastic launcher is not used.
 """
 
 from __future__ import annotations

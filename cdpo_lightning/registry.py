@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Name -> implementation. An unknown name is refused with the nearest one, so a slip never selects something else."""
+    """A mapping of names to implementations. An unknown name raises an error that suggests the nearest known one."""
 
     def __init__(self, key: str) -> None:
         self._key, self._entries = key, dict[str, T]()
@@ -21,7 +21,7 @@ class Registry(Mapping[str, T]):
         """Return a decorator that adds a class or a function under `name`.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is registered already.
         """
 
         def add(entry: T) -> T:

@@ -1,4 +1,4 @@
-"""Every stream of random numbers of a run, by its purpose: independent of all others, and reproducible from the run's seed.
+"""The streams of random numbers of a run, one per purpose: independent of each other, and reproducible from the run's seed.
 
 numpy's `SeedSequence` spreads (seed, purpose, counters) over the seeds of the generators, so that no two streams overlap, whatever
 the seed, the round or the epoch.
@@ -13,19 +13,19 @@ import torch
 
 
 class Stream(IntEnum):
-    """What the numbers are for. The values are part of every result: never renumber, only append."""
+    """The purpose of a stream. The values are part of every result: never renumber them, only append."""
 
     WORLD = 0  # rewards and costs of the closed-form world
     DEMONSTRATIONS = 1  # counter: 0 training, 1 held out
-    PREFERENCES = 2  # likewise
+    PREFERENCES = 2  # counter: 0 training, 1 held out
     INITIAL_WEIGHTS = 3
     ADAPTERS = 4
-    TRAINING = 5  # whatever a stage draws from torch's global generator
+    TRAINING = 5  # torch's global generator during a stage
     BATCH_ORDER = 6  # counter: epoch
     PAIR_GROUPS = 7  # counter: epoch
     LABEL_DRAWS = 8  # of Bernoulli labels; counter: dual round of on-policy pairs, 0 for the data set's
     DUAL_PROMPTS = 9  # counter: dual round, 0 before training
-    DUAL_SAMPLES = 10  # likewise
+    DUAL_SAMPLES = 10  # counter: dual round, 0 before training
     DUAL_PAIRING = 11  # counter: dual round
     SAFETY_ORACLE = 12  # counter: dual round
     DEMONSTRATION_ORDER = 13  # of those that accompany PPO's episodes; counter: epoch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def workspace(entity: str, project: str, group: str):  # type: ignore[no-untyped-def]  # noqa: ANN201 - of an optional package
-    """The dual's rounds against C_limit, the frontier, the Pareto table and the samples; of one sweep if `group` is named."""
+    """Return the workspace: dual rounds, frontier, table and samples, of one sweep if `group` is not empty, else of all."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -34,20 +34,20 @@ def workspace(entity: str, project: str, group: str):  # type: ignore[no-untyped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Saves the workspace and prints its address; 2 with one line if it cannot be."""
+    """Save the workspace and print its address; return 0, or 2 if wandb-workspaces is not installed."""
     parser = argparse.ArgumentParser(prog="python sweeps/dashboard.py", description=__doc__)
     parser.add_argument("entity", metavar="ENTITY", help="your W&B user or team")
     parser.add_argument("project", metavar="PROJECT", help="logger.project of the runs")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", default="", help="logger.group of the runs; else all of them")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        made = workspace(asked.entity, asked.project, asked.sweep)
+        saved = workspace(options.entity, options.project, options.sweep)
     except ImportError:
         print("error: wandb-workspaces is not installed; try: pip install -e '.[dashboard]'", file=sys.stderr)
         return 2
-    made.save()
-    print(made.url)
+    saved.save()
+    print(saved.url)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The configuration: frozen pydantic dataclasses, one per group, and `parse`, which makes them.
+"""The configuration: frozen pydantic dataclasses, one for each group, and `parse`, which creates them.
 
-A comment at each field gives its unit and sign. Cost is positive when harmful; lambda is in reward units per cost unit.
+The comment after a field gives its unit and sign. Cost is positive when harmful; lambda is in reward units per cost unit.
 """
 
 from cdpo_lightning.config.data import ClosedFormConfig, FilesConfig, ModelConfig

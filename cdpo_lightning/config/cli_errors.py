@@ -1,4 +1,4 @@
-"""The line a user sees when a configuration cannot be composed or a run cannot be done, and the exit status."""
+"""The error messages and the exit status of the command line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from yaml import YAMLError  # comes with omegaconf
 from cdpo_lightning.config.parse import no_such_key
 from cdpo_lightning.errors import CDPOError
 
-# What Hydra's composition raises for a mistake of the user; `explain` tells these from faults of ours.
+# Exceptions of Hydra's composition that may be a mistake of the user; `explain` raises the others again.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, CDPOError)
 _HYDRAS_VALUE_ERROR = "Config group override must be"
 
 
 class ExitStatus:
-    """What went wrong in one call of the command line: runs that were refused, jobs of a sweep that failed."""
+    """Collects the failures of one call of the command line: refused runs, and failed jobs of a sweep."""
 
     def __init__(self) -> None:
         self._refused = False
@@ -37,7 +37,7 @@ class ExitStatus:
         self._failed.extend(status for status in statuses if status)
 
     def code(self) -> int:
-        """Return 0 if all was done, 2 if the user has to change something, 1 if a job of a sweep failed in any other way."""
+        """Return the exit status: 0 without failures, 2 if all failures are mistakes of the user, else 1."""
         if any(status != 2 for status in self._failed):
             return 1
         return 2 if self._refused or self._failed else 0
@@ -48,26 +48,26 @@ _current: ContextVar[ExitStatus] = ContextVar("exit_status")
 
 
 def start() -> ExitStatus:
-    """Return the empty status of a new call of the command line, which `current` returns from now on."""
+    """Return a new, empty exit status, which `current` returns from now on."""
     status = ExitStatus()
     _current.set(status)
     return status
 
 
 def current() -> ExitStatus:
-    """Return the status of this call of the command line."""
+    """Return the exit status of this call of the command line."""
     return _current.get(None) or start()
 
 
 def report_interrupt(error: KeyboardInterrupt) -> int:
-    """Print how to continue, in the words of the sweep if it was one; return the exit status."""
+    """Print how to continue after an interrupt, which is the error's message in a sweep; return the exit status."""
     message = str(error) or "interrupted: the same command with resume=true goes on from the last checkpoint"
     print(message, file=sys.stderr, flush=True)
     return 130
 
 
 def explain(error: Exception) -> str:
-    """Return the message for an error raised in composing the configuration; raise it again if it is no mistake of the user."""
+    """Return the message for an error of composing the configuration; raise the error again if it is no mistake of the user."""
     if isinstance(error, CDPOError):
         return str(error)
     text = " ".join(str(error).split("Config search path:")[0].split())
@@ -85,7 +85,7 @@ def explain(error: Exception) -> str:
 
 
 def _missing_file(path: str, options: list[str], text: str) -> str:
-    """Return the message for `experiment/nope` as the user wrote it; where another file names it, with that file."""
+    """Return the message for a missing file `experiment/nope`: `experiment=nope`, and the file that names it if there is one."""
     group, _, name = path.removesuffix(".yaml").rpartition("/")
     parent = re.match(r"In '([^']+)'", text)
     where = f" (named in conf/{parent[1]}.yaml)" if parent and parent[1] != "config" else ""

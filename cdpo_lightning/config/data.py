@@ -1,4 +1,4 @@
-"""The groups `model` and `dataset`: what is trained and on what."""
+"""The groups `model` and `dataset`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ModelConfig:
     max_prompt_tokens: PositiveInt = 16
     max_response_tokens: AtLeastTwo = 24
     attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    scorer_layers: CountOrAll = 0  # how many of the first layers the score models keep; 0: all
-    scorer_trainable_layers: LayersOrAll = 0  # how many of the last of those are trained, the rest and the embedding frozen
-    trainable_layers: LayersOrAll = 0  # how many of the last layers are trained, the rest and the embedding frozen
+    scorer_layers: CountOrAll = 0  # the first layers that the score models keep; 0: all
+    scorer_trainable_layers: LayersOrAll = 0  # the last of those layers that are trained, the rest and the embedding are frozen
+    trainable_layers: LayersOrAll = 0  # the last layers that are trained, the rest and the embedding are frozen
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of the layers, in training and in the reference pass
     lora_rank: Annotated[NonNegativeInt, Expected("0 (no adapters) or more")] = 0  # of adapters on every linear layer
@@ -57,10 +57,10 @@ class ModelConfig:
         return self
 
     def require_architecture(self) -> None:
-        """Check the sizes of a model built here; without one of them the library would use a seven-billion-parameter Llama's.
+        """Check the sizes of a model built here; for a missing one transformers would use that of Llama-7B.
 
         Raises:
-            ConfigError: a size is missing, unknown or does not go with the others.
+            ConfigError: a size is missing, unknown or incompatible with the others.
         """
         sizes, key = self.architecture, "model.architecture"
         for name in sorted(sizes.keys() ^ set(_SIZES)):
@@ -74,7 +74,7 @@ class ModelConfig:
 
 @settings
 class ClosedFormConfig:
-    """The world whose optimum is known by enumeration (`dataset=closed_form`)."""
+    """The closed-form world, whose optimum is known by enumeration (`dataset=closed_form`)."""
 
     kind: Literal["closed_form"] = "closed_form"
     name: str = "closed_form"
@@ -95,7 +95,7 @@ class ClosedFormConfig:
 
 @settings
 class FilesConfig:
-    """Preference data in files or on a hub; each path is a file, a folder or a hub name, empty where not used."""
+    """Preference data in files or on the hub; each path is a file, a folder or a hub name, empty if not used."""
 
     kind: Literal["files"] = "files"
     name: str = "pku_saferlhf"

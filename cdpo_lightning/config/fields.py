@@ -18,11 +18,11 @@ from cdpo_lightning.errors import ConfigError
 
 T = TypeVar("T")
 
-# Strict: "3" is no number, 1 is not true and 1.5 is no whole number; a whole number is a number. Neither nan nor inf is.
+# Strict: "3" is no number, 1 is not true, 1.5 is no whole number, nan and inf are no numbers; 1 is a valid float.
 _CONFIG = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, validate_default=True, json_schema_serialization_defaults_required=True
 )
-_NAMES: dict[type, list[str]] = {}  # class -> the keys of the configurations that hold it, in `settings` order
+_NAMES: dict[type, list[str]] = {}  # class of a group -> the keys under which other classes hold it
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
 CountOrAll = Annotated[NonNegativeInt, Expected("0 (all) or more")]
@@ -34,7 +34,7 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Annotates a value as one of `choices`, where `Literal` does not serve: it takes true for 1, and names no computed list."""
+    """Annotates a value as one of `choices`; unlike `Literal` it refuses true for 1, and takes a computed list."""
 
     choices: tuple[Any, ...]
 
@@ -64,7 +64,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
-    """Raise unless a rule over several keys holds; `key` is relative to the group whose validator calls this.
+    """Raise an error unless a rule over several keys holds; `key` is relative to the group whose validator calls this.
 
     Raises:
         ConfigError: the condition does not hold.

@@ -1,4 +1,4 @@
-"""One line for a value that pydantic refused: the key in full, what came and what was expected."""
+"""Turns an error of pydantic into one line: the full key, the value, and what was expected."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _TYPES: dict[Any, str] = {
     dict: "keys and values such as {a: 1}",
     types.NoneType: "null",
 }
-# Error types of pydantic that say that a value has the right type, but is out of range or none of the choices.
+# Error types of pydantic for a value of the right type that is out of range or none of the choices.
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "string_too_short")
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """Annotates a field with the words for its range, where bounds alone do not say what 0 means."""
+    """Annotates a field with a text for its range, for example to explain what 0 means."""
 
     text: str
 
 
 def shown(value: object) -> str:
-    """Return the value as a YAML file has it, on one line, cut after `LONGEST_VALUE` characters."""
+    """Return the value as in a YAML file, on one line, with at most `LONGEST_VALUE` characters."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         text = words[value]
@@ -44,12 +44,12 @@ def shown(value: object) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return the value as `shown` does, but text in quotes, so that '3' and 3 differ."""
+    """Return the value as `shown` does, but text in quotes, to distinguish '3' from 3."""
     return shown(repr(value)) if isinstance(value, str) else shown(value)
 
 
 def group_classes(cls: type) -> dict[str, tuple[type, ...]]:
-    """Return the fields of a configuration that are groups of keys, with the class of each, or the classes it may have."""
+    """Return the fields of a configuration that are groups of keys, each with the classes that it may have."""
     groups: dict[str, tuple[type, ...]] = {}
     for name, hint in get_type_hints(cls).items():
         kinds = tuple(kind for kind in get_args(hint) or (hint,) if dataclasses.is_dataclass(kind) and isinstance(kind, type))
@@ -59,12 +59,12 @@ def group_classes(cls: type) -> dict[str, tuple[type, ...]]:
 
 
 def first_mistake(cls: type, error: ValidationError, group: str = "") -> str:
-    """Return the message for the first mistake in the order of the fields.
+    """Return the message for the first mistake, in the order of the fields.
 
     Args:
-        cls: the class that was to be made.
-        error: what pydantic says.
-        group: the key under which the configuration holds `cls`; empty for the whole.
+        cls: the class whose values were validated.
+        error: of pydantic.
+        group: the key under which the configuration holds `cls`; empty for the whole configuration.
     """
     first = error.errors(include_url=False)[0]
     keys, hint = _located(cls, first["loc"])
@@ -85,12 +85,12 @@ def first_mistake(cls: type, error: ValidationError, group: str = "") -> str:
 
 
 def _under(group: str, message: str) -> str:
-    """Return the message of a group's rule with the group before its key; one that names the group already stays."""
+    """Return the message with the group before its key, unless the message begins with the group already."""
     return message if not group or message.startswith(f"{group}.") else f"{group}.{message}"
 
 
 def _located(cls: type, location: Iterable[int | str]) -> tuple[list[str], Any]:
-    """Return the keys that lead to a value, and its type hint; pydantic's own tags of unions are left out."""
+    """Return the keys that lead to a value, without pydantic's tags of unions, and the value's type hint."""
     keys: list[str] = []
     hint: Any = cls
     for part in location:
@@ -122,7 +122,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """Return the values a field may have, if they are listed."""
+    """Return the allowed values of a field, empty if they are not listed."""
     listed = (meta.choices for meta in _metadata(hint) if hasattr(meta, "choices"))
     return get_args(_bare(hint)) if get_origin(_bare(hint)) is Literal else next(listed, ())
 
@@ -133,7 +133,7 @@ def _metadata(hint: Any) -> list[Any]:
 
 
 def _described(hint: Any) -> str:
-    """Return the type and the range in words."""
+    """Return the type and the range as text."""
     if _is_union(hint):
         return "; or ".join(_described(member) for member in get_args(_bare(hint)))
     bare = _bare(hint)
@@ -145,7 +145,7 @@ def _described(hint: Any) -> str:
 
 
 def _range(hint: Any) -> str:
-    """Return the range or the choices in words, empty if every value of the type is allowed."""
+    """Return the range or the choices as text, empty if every value of the type is allowed."""
     metadata = _metadata(hint)
     if stated := [meta.text for meta in metadata if isinstance(meta, Expected)]:
         return str(stated[0])
@@ -165,7 +165,7 @@ def _range(hint: Any) -> str:
 
 
 def _nearest(value: object, hint: Any) -> str:
-    """Return a hint where the value looks like a slip of one of the choices."""
+    """Return a hint with the choice that is most similar to the value; empty if none is similar."""
     choices = [str(choice) for member in (hint, *_members(hint)) for choice in _choices(member)]
     near = get_close_matches(value, choices, 1) if isinstance(value, str) else []
     return f"; did you mean {near[0]}?" if near else ""

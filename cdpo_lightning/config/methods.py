@@ -1,7 +1,7 @@
-"""The methods: how each is trained and shown, and the groups `method`, `primal_dual` and `ppo`.
+"""The table of methods (how each is trained and shown), and the groups `method`, `primal_dual` and `ppo`.
 
-A method is data: its trainer, the values of the run's groups that it replaces, and its title and colour in reports. Nothing else
-knows the methods by name.
+A method is an entry of `METHODS`: its trainer, the values of the run's groups that it replaces, its title and colour in reports.
+Other modules know the methods only from this table.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from cdpo_lightning.config.messages import Expected
 
 @dataclass(frozen=True, kw_only=True)
 class Presentation:
-    """How tables, pages and figures show a policy."""
+    """The presentation of a policy in tables, pages and figures."""
 
     title: str  # in tables, labels and headings
-    in_sentence: str = ""  # inside a sentence, where that is not the title
+    in_sentence: str = ""  # its name inside a sentence; "": the title
     colour: str = ""  # of its points and lines, #rrggbb; "": a spare colour, chosen by its name
     marker: str = "o"  # of its points, a marker of matplotlib
     hollow: bool = False  # its points are large and not filled, so that they hide no other point with the same coordinates
     opponent: bool = False  # the evaluation compares the other policies with it, prompt by prompt
-    prominence: int = 0  # verdict and titles are about the evaluated policy where this is highest; below 0: a baseline
+    prominence: int = 0  # verdict and titles are about the evaluated policy with the highest value; below 0: a baseline
 
 
 @dataclass(frozen=True)
 class MethodSpec(Presentation):
-    """How a method is shown, how it is trained, and which keys of `policy`, `constraint` and `primal_dual` it sets itself."""
+    """The presentation of a method, its trainer, and the keys of `policy`, `constraint` and `primal_dual` that it sets."""
 
-    trainer: str  # none: it is the reference; preference; primal_dual; ppo
-    kind: str = "none"  # constraint.kind: how its lambda moves
+    trainer: str  # preference, primal_dual, ppo; none: nothing is trained, the policy is the reference
+    kind: str = "none"  # its constraint.kind: dual, fixed or none
     policy: Mapping[str, object] = field(default_factory=dict)
     constraint: Mapping[str, object] = field(default_factory=dict)
     primal_dual: Mapping[str, object] = field(default_factory=dict)
-    human_labels: bool = False  # whether its labels may come from annotators (`method.preferences=human`)
-    safety_first: bool = False  # labels put the safe response first [SafeDPO]
+    human_labels: bool = False  # its labels may come from annotators (`method.preferences=human`)
+    safety_first: bool = False  # its labels prefer a safe response to an unsafe one [SafeDPO]
 
 
 _OFFLINE = {"refresh": 0, "anchor": 0.0}
 _NO_ANCHOR = {"anchor": 0.0}
 _PROJECTED = {"update": "projected"}
 _DATA_ONLY = {"refresh": 0, "bonus": 0.0}
-# In the order of the report's rows. Colours: Okabe and Ito's, which colour-blind readers can tell apart.
+# In the order of the report's rows. The colours are Okabe and Ito's, which colour-blind readers can distinguish.
 METHODS: Mapping[str, MethodSpec] = MappingProxyType(
     {
         "sft": MethodSpec("none", title="SFT", colour="#000000", opponent=True, prominence=-3),
@@ -88,7 +88,7 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
     }
 )
 REFERENCE, OPTIMUM = "reference", "optimum"
-# What reports show in addition to the methods. `policy_1` is the first of several policies given with mode=evaluate.
+# Names that reports show in addition to the methods. `policy_1` is the first of several policies of mode=evaluate.
 NOT_TRAINED: Mapping[str, Presentation] = MappingProxyType(
     {
         REFERENCE: Presentation(
@@ -98,29 +98,29 @@ NOT_TRAINED: Mapping[str, Presentation] = MappingProxyType(
         OPTIMUM: Presentation(title="optimum (exact)"),
     }
 )
-# What `method=cdpo` and `method=pd_dpo` are called when the group `constraint` holds lambda fixed, or has none.
+# The names of `method=cdpo` and `method=pd_dpo` with another `constraint.kind` than their own.
 BY_KIND: Mapping[tuple[str, str], str] = MappingProxyType(
     {("cdpo", "fixed"): "cdpo_fixed", ("cdpo", "none"): "dpo", ("pd_dpo", "fixed"): "sacpo"}
 )
 
 
 def presentation_of(name: str) -> Presentation:
-    """Return how the policy of this name is shown; a name that is in neither table is its own title."""
+    """Return the presentation of the policy; a name in neither table is its own title."""
     return METHODS.get(name) or NOT_TRAINED.get(name) or Presentation(title=name)
 
 
 def table_order() -> list[str]:
-    """Return all names in the order of the report's rows: the reference, the methods, the others."""
+    """Return all names of policies in the order of the report's rows: the reference, the methods, the others."""
     return [REFERENCE, *METHODS, *(name for name in NOT_TRAINED if name != REFERENCE)]
 
 
 def opponents() -> list[str]:
-    """Return the names that the evaluation compares the other policies with, methods first."""
+    """Return the names of the policies that the evaluation compares all others with, methods first."""
     return [name for name in (*METHODS, *NOT_TRAINED) if presentation_of(name).opponent]
 
 
 def is_reference(name: str) -> bool:
-    """Return whether this method trains nothing, so that its policy is the reference itself."""
+    """Return whether the method trains nothing, so that its policy is the reference itself."""
     return name in METHODS and METHODS[name].trainer == "none"
 
 
@@ -130,7 +130,7 @@ MethodName = Annotated[str, OneOf(tuple(METHODS))]
 
 @settings
 class MethodConfig:
-    """What is trained: the run's own method, and baselines on the same data, scorers, prompts and seed."""
+    """The run's own method, and baselines on the same data, scorers, prompts and seed."""
 
     name: MethodName = "cdpo"
     baselines: list[MethodName] = field(default_factory=list)
@@ -143,7 +143,7 @@ class MethodConfig:
 
 @settings
 class PrimalDualConfig:
-    """PD-DPO, SACPO and O-PD-DPO; what is not here is as in the group `policy`."""
+    """PD-DPO, SACPO and O-PD-DPO; all other settings are those of the group `policy`."""
 
     reward_epochs: PositiveInt = 8  # of the first stage, DPO on reward preferences
     epochs: PositiveInt = 16  # of the second, on cost preferences

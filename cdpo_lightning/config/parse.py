@@ -1,4 +1,4 @@
-"""`parse`, the only way from what Hydra composed to a `RunConfig`; every mistake is refused with its key."""
+"""`parse`, which validates the configuration that Hydra composed and returns a `RunConfig`; an error names its key."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from cdpo_lightning.config.training import PolicyConfig
 from cdpo_lightning.errors import ConfigError
 
 _GROUPS = group_classes(RunConfig)
-_INTERNAL = "external_policies"  # what `parse` makes of `policy=FOLDER`; no key of its own
+_INTERNAL = "external_policies"  # the field that `parse` fills from `policy=FOLDER`; not a key of the configuration
 _ADAPTER = TypeAdapter(RunConfig)
 
 
 def known_keys(group: str) -> set[str]:
-    """Return the keys of a group, of all its kinds; those of the top level if `group` is empty."""
+    """Return the keys of a group (of all its kinds), or of the top level if `group` is empty."""
     kinds = _GROUPS.get(group, ()) if group else (RunConfig,)
     return {field.name for kind in kinds for field in dataclasses.fields(kind)} - {_INTERNAL}
 
 
 def no_such_key(key: str, known: Collection[str] = ()) -> str:
-    """Return the message for a key that does not exist: its new name, how to add it, or the nearest key and all there are.
+    """Return the message for a key that does not exist: its new name, how to add it, or the most similar key and all keys.
 
     Args:
-        key: in full, such as `policy.betaa`.
-        known: the group's keys, where its kind is known.
+        key: the full key, such as `policy.betaa`.
+        known: the keys of the group; empty: those of all its kinds.
     """
     if key in RENAMED:
         return f"{key}: renamed to {RENAMED[key]}"
@@ -49,7 +49,11 @@ def no_such_key(key: str, known: Collection[str] = ()) -> str:
 
 
 def _require_keys(group: str, present: Collection[str], known: Collection[str]) -> None:
-    """Raise unless the keys are exactly the known ones: an unknown one would have no effect, a missing one no value."""
+    """Raise an error unless the keys are exactly the known ones.
+
+    Raises:
+        ConfigError: a key is unknown or missing.
+    """
     prefix = f"{group}." if group else ""
     for name in sorted(set(present) - set(known)):
         raise ConfigError(no_such_key(prefix + name, known))
@@ -58,7 +62,7 @@ def _require_keys(group: str, present: Collection[str], known: Collection[str]) 
 
 
 def _class_of(group: str, values: dict[str, Any]) -> type:
-    """Return the class of a group; of several kinds, the one that `kind` names."""
+    """Return the class of a group; if it has several kinds, the one that the key `kind` selects."""
     first, *others = _GROUPS[group]
     if not others:
         return first
@@ -84,7 +88,7 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def _policies(policy: Any) -> tuple[str, ...]:
-    """Return the folders of `policy=FOLDER` or `policy=FOLDER+FOLDER`; none where `policy` is the group of training's keys."""
+    """Return the folders of `policy=FOLDER` or `policy=FOLDER+FOLDER`; empty if `policy` is the group of training settings."""
     folders = tuple(policy.split("+")) if isinstance(policy, str) else ()
     if not all(folders):
         raise ConfigError(f"policy={quoted(policy)}: expected a folder or a hub name, or several with + between them")
@@ -102,7 +106,7 @@ def parse(config: DictConfig | dict[str, Any]) -> RunConfig:
     _require_keys("", values, known_keys(""))
     policies = _policies(values["policy"])
     if policies:
-        values["policy"] = dataclasses.asdict(PolicyConfig())  # nothing is trained: none of it is read
+        values["policy"] = dataclasses.asdict(PolicyConfig())  # not read: nothing is trained
     for group in _GROUPS:
         if not isinstance(values[group], dict):
             raise ConfigError(f"{group}={quoted(values[group])}: expected a group of keys, such as {group}.KEY=VALUE")
@@ -116,20 +120,20 @@ def parse(config: DictConfig | dict[str, Any]) -> RunConfig:
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
-    """Return the resolved configuration as `parse` reads it: `parse(plain(config))` equals `config`."""
+    """Return the resolved configuration as plain data, such that `parse(plain(config))` equals `config`."""
     values = dataclasses.asdict(config)
     policies = values.pop(_INTERNAL)
     return values | ({"policy": "+".join(policies)} if policies else {})
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the resolved configuration as it is kept in the run's folder."""
+    """Return the resolved configuration as YAML, for the run's folder."""
     return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of what `parse` reads; rules over several keys are not in it."""
-    schema = _ADAPTER.json_schema(mode="serialization")  # of what is read, keys with a default would not be required
+    """Return the JSON schema of the input of `parse`, without rules over several keys."""
+    schema = _ADAPTER.json_schema(mode="serialization")  # in the schema for validation, keys with a default are not required
     schema["properties"].pop(_INTERNAL)
     schema["required"].remove(_INTERNAL)
     folder = {

@@ -1,4 +1,4 @@
-"""The whole configuration of a run."""
+"""The configuration of a run, and how a method changes it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from cdpo_lightning.config.methods import BY_KIND, METHODS, MethodConfig, Method
 from cdpo_lightning.errors import ConfigError
 
 Stage = Annotated[str, OneOf(("sft", "reward", "cost", "policy", "evaluate", "report"))]
-# Old key -> new key, both in full. An old one is refused with the new one, on the command line and in a file.
+# Old key -> new key. An old key is refused with a message that names the new one.
 RENAMED: Mapping[str, str] = MappingProxyType({"primal_dual.online": "primal_dual.refresh"})
-# What a resumed run may change in the group `trainer`: how many ranks share the work, and where tensors and checkpoints are kept.
+# Keys of `trainer` that a resumed run may change: the number of ranks, and where tensors and checkpoints are kept.
 _NOT_IN_IDENTITY = ("devices", "num_nodes", "offload", "gather", "park_frozen", "checkpoint_every_n_steps", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """How one method is trained: its specification, and the run's groups with the values of the specification in them."""
+    """A method with the settings that it is trained with: the run's groups, changed by the method's specification."""
 
     who: str
     spec: MethodSpec
-    human: bool  # its labels are those of the data set
+    human: bool  # its labels are those of annotators, from the data set
     policy: training.PolicyConfig
     constraint: training.ConstraintConfig
     primal_dual: PrimalDualConfig
@@ -82,8 +82,10 @@ class RunConfig:
         return self
 
     def _check_external_policies(self) -> None:
-        """Raises:
-        ConfigError: mode=evaluate without a policy to evaluate, or a folder of one in another mode.
+        """Check that mode=evaluate has a policy to evaluate, and that no other mode has one.
+
+        Raises:
+            ConfigError: it is not so.
         """
         if self.mode == "evaluate" and not self.external_policies:
             raise ConfigError("mode=evaluate: expected policy=FOLDER with it, the model to evaluate")
@@ -92,8 +94,10 @@ class RunConfig:
             raise ConfigError(f"policy={given}: expected policy.KEY=VALUE; the policy in a folder is evaluated with mode=evaluate")
 
     def _check_method(self) -> None:
-        """Raises:
-        ConfigError: the method and `constraint.kind` do not go together, or a method needs a world that can be enumerated.
+        """Check that the method agrees with `constraint.kind`, and that exact values are available if a method needs them.
+
+        Raises:
+            ConfigError: the method does not agree with it, or exact values are not available.
         """
         if self.who not in METHODS:
             kind, name = self.constraint.kind, self.method.name
@@ -111,8 +115,10 @@ class RunConfig:
             require(self.enumerable or not needed, key, value, expected)
 
     def _check_model_fits_trainer(self) -> None:
-        """Raises:
-        ConfigError: 4-bit weights would be sharded or trained, compiled layers sharded, or the attention needs a GPU.
+        """Check that the settings of the model are compatible with the trainer and the methods.
+
+        Raises:
+            ConfigError: 4-bit weights would be sharded or trained, compiled layers sharded, or the attention needs a GPU.
         """
         attention = self.model.attention
         on_cpu = attention == "flex_attention" and self.trainer.accelerator == "cpu"
@@ -127,23 +133,23 @@ class RunConfig:
 
     @property
     def enumerable(self) -> bool:
-        """Whether all responses can be listed, so that optima are exact: the closed-form world."""
+        """Whether all responses can be enumerated, so that exact optima are known: only in the closed-form world."""
         return isinstance(self.dataset, ClosedFormConfig)
 
     @property
     def external_only(self) -> bool:
-        """Whether external policies are evaluated on files without a model of the run's own: with published score models only."""
+        """Whether the run has no model of its own and only evaluates external policies, with published score models."""
         return bool(self.external_policies) and not self.model.path and not self.enumerable
 
     @property
     def external_names(self) -> tuple[str, ...]:
-        """The names under which the external policies are reported, in their order."""
+        """The names of the external policies in reports, in their order."""
         count = len(self.external_policies)
         return ("policy",) if count == 1 else tuple(f"policy_{i}" for i in range(1, count + 1))
 
     @property
     def who(self) -> str:
-        """The name under which the run's own policy is reported."""
+        """The name of the run's own policy in reports; empty if the method cannot have this `constraint.kind`."""
         name, kind = self.method.name, self.constraint.kind
         if METHODS[name].trainer == "none" or METHODS[name].kind == kind:
             return name
@@ -155,15 +161,15 @@ class RunConfig:
         return list(dict.fromkeys([*(who for who in self.method.baselines if who != self.who), self.who]))
 
     def resolve_method(self, who: str) -> ResolvedMethod:
-        """Return how the method `who` is trained: the values of its specification in place of the run's."""
+        """Return the method `who` with its settings: those of the run, replaced where its specification sets others."""
         spec = METHODS[who]
         human = spec.human_labels and self.method.preferences == "human"
         policy = {"epochs": self._epochs_of(who), **spec.policy}
         if human:
-            policy["refresh"] = 0  # nobody labels the policy's own samples
+            policy["refresh"] = 0  # there are no human labels of the policy's own samples
         constraint = {"kind": spec.kind, **spec.constraint, **self._lambda_of(who)}
         if constraint.get("update", self.constraint.update) != self.constraint.update:
-            constraint["update_options"] = {}  # the run's are of its own update
+            constraint["update_options"] = {}  # those of the run belong to the run's own update
         return ResolvedMethod(
             who=who,
             spec=spec,
@@ -175,12 +181,12 @@ class RunConfig:
         )
 
     def _epochs_of(self, who: str) -> int:
-        """Return the epochs over pairs: a baseline may have fewer than the run's own method."""
+        """Return the number of epochs over pairs, which `method.baseline_epochs` limits for a baseline."""
         bound = self.method.baseline_epochs if who != self.who else 0
         return min(self.policy.epochs, bound or self.policy.epochs)
 
     def _lambda_of(self, who: str) -> dict[str, object]:
-        """Return what replaces `constraint`'s start of lambda: PPO-Lag's own and its update, or a constant."""
+        """Return the method's own values for the keys of `constraint` on lambda: those of `ppo`, or a constant `lambda_init`."""
         if METHODS[who].trainer == "ppo":
             own = self.ppo
             return {"update": own.update, "lambda_init": own.lambda_init, "lambda_lr": own.lambda_lr}
@@ -191,8 +197,9 @@ class RunConfig:
         return {"lambda_init": self.method.fixed_lambda}
 
     def identity(self) -> str:
-        """Return sixteen hex digits that name the run's result: a hash of every value but those that do not change it
-        (where files are written, what is logged, how many ranks share the work).
+        """Return a hash, sixteen hex digits, of all values that the run's result depends on.
+
+        Left out are those that say where files are written, what is logged and how many ranks share the work.
         """
         values = dataclasses.asdict(self)
         for key in ("resume", "run_dir", "artifacts_dir", "logger", "mode", "generation"):

@@ -1,4 +1,4 @@
-"""The groups that say how: the supervised stages, the policy, the constraint, the evaluation, the trainer, the logger."""
+"""The groups of the supervised stages, the policy, the constraint, the evaluation, the sampling, the trainer and the logger."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ScorerConfig(FitConfig):
 
     path: str = ""
     revision: str | None = None  # of a hub name
-    sign: Annotated[int, OneOf((1, -1))] = 1  # -1: the scores of `path` times -1, so that a safety score serves as a cost
+    sign: Annotated[int, OneOf((1, -1))] = 1  # -1: multiply the scores of `path` by -1, to use a safety score as a cost
     template: Literal["", "plain", "chat", "beaver", "pair"] = ""  # empty: the policy's
     max_tokens: AtLeastTwo = 512
     unit_sd: bool = True  # divide the scores by their sd over the training responses; zero is not moved
@@ -112,7 +112,7 @@ class EvaluationConfig:
 
 @settings
 class GenerationConfig:
-    """Who draws the samples of dual rounds and evaluation. `engine`: torch, in the policy's own process; vllm, in another one."""
+    """The sampling engine of dual rounds and evaluation. `engine`: torch, in the policy's own process; vllm, in another one."""
 
     engine: Literal["torch", "vllm"] = "torch"
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.4  # vllm: its share of the GPU's memory
@@ -120,7 +120,7 @@ class GenerationConfig:
 
 @settings
 class TrainerConfig:
-    """What Lightning's Trainer is given. Among several ranks each takes its share of every batch; batch sizes are the run's."""
+    """The settings of Lightning's Trainer. Batch sizes are those of the whole run: each rank takes its share of every batch."""
 
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
     devices: PositiveInt = 1
@@ -149,7 +149,7 @@ class TrainerConfig:
 
     @property
     def processes(self) -> int:
-        """Ranks of the run."""
+        """Number of ranks of the run."""
         return self.devices * self.num_nodes
 
     @property

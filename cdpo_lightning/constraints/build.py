@@ -1,4 +1,4 @@
-"""The constraints of a run from its configuration."""
+"""Builds the constraints of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from cdpo_lightning.constraints.measures import Mean
 
 
 def make_constraints(config: ConstraintConfig) -> tuple[Constraint, ...]:
-    """Return the constraints: E[cost] <= constraint.c_limit, over all prompts."""
+    """Return the constraints of the configuration, so far always one: E[cost] <= constraint.c_limit, over all prompts."""
     return (Constraint(name="cost", score="cost", measure=Mean(), limit=config.c_limit),)

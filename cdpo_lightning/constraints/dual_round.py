@@ -15,9 +15,9 @@ from cdpo_lightning.maths import dual as dual_maths
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_covariance
 
 HistoryRow = dict[str, Any]  # one row of history.csv
-Feedback = Callable[[Tensor, int], Tensor]  # from phi [N] and a seed to the values [N] that an oracle reports of it
+Feedback = Callable[[Tensor, int], Tensor]  # (phi [N], seed) -> the values [N] that an oracle reports in place of phi
 
-# The keys of the constraint `cost`, as they were before there were several: old name -> new name behind `dual/cost/`.
+# Keys from the time when `cost` was the only constraint -> their names behind `dual/cost/`. Both are written.
 FORMER_KEYS = {
     "dual/lambda": "lambda",
     "dual/lambda_next": "lambda_next",
@@ -31,7 +31,7 @@ FORMER_KEYS = {
 
 
 class Samples(Protocol):
-    """Responses of a policy [N]: their scores by name, and the number of each one's prompt among all prompts of the run."""
+    """N responses of a policy, with their scores and the numbers of their prompts among all prompts of the run."""
 
     @property
     def scores(self) -> Scores:
@@ -40,31 +40,31 @@ class Samples(Protocol):
 
     @property
     def prompt(self) -> Tensor:
-        """Numbers of prompts, [N]; equal numbers are one cluster."""
+        """Number of each response's prompt, [N]; responses with equal numbers are one cluster."""
         ...
 
 
 def exact_feedback(phi: Tensor, seed: int) -> Tensor:
-    """Return phi itself: the constraint is measured by its scores."""
+    """Return phi itself: the constraint is measured on the scores."""
     return phi
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """Who reports phi of a sample: the scores themselves, or an oracle with random answers, which belong to the seed."""
+    """The source of the values that a constraint is measured on: phi itself, or an oracle that answers at random."""
 
     report: Feedback
-    seed: int = 0
+    seed: int = 0  # of the random answers
 
 
 EXACT = Oracle(exact_feedback)
 
 
 def estimate(constraint: Constraint, dual: DualState, samples: Samples, oracle: Oracle = EXACT) -> Estimate:
-    """Return the measure of a constraint on the samples, with an error clustered by prompt, in the measure's unit.
+    """Return the estimate of a constraint's measure, in the measure's unit; its standard error is clustered by prompt.
 
     Raises:
-        NumericsError: there is no sample of the constraint's group, or a score is not finite.
+        NumericsError: no sample belongs to the constraint's group, or a score is not finite.
     """
     covered = constraint.covers(samples.prompt)
     phi = dual.phi(constraint, samples.scores[constraint.score])[covered]
@@ -84,24 +84,24 @@ def dual_round(
     oracle: Oracle = EXACT,
     values: Mapping[str, float] | None = None,
 ) -> tuple[DualState, HistoryRow]:
-    """Return the state after one round and the row of history.csv that describes it.
+    """Return the state after one round, and the round's row of history.csv.
 
     Args:
         samples: the policy's own responses with their scores.
-        constraints: all that are measured.
+        constraints: the constraints to measure.
         dual: the state before the round.
-        update: how the multipliers move; None: they stay.
+        update: the rule that updates the multipliers; None: they stay.
         beta: KL weight, reward units per nat.
-        lowest: mean over prompts of the smallest phi seen, by constraint; needed to recognise an infeasible limit.
-        oracle: what is reported in place of phi.
-        values: measures for the update where they are not those of these samples (the window of [SafeRLHF]).
+        lowest: mean over prompts of the smallest phi seen, by constraint; without it no limit is recognised as infeasible.
+        oracle: the source of the values that are averaged in place of phi.
+        values: measures for the update, by constraint, in place of those of the samples (the window of [SafeRLHF]).
 
     Raises:
         NumericsError: a number that the multipliers depend on is not finite.
     """
     estimates = {c.name: estimate(c, dual, samples, oracle) for c in constraints}
-    told = {name: one.mean for name, one in estimates.items()} | dict(values or {})
-    lam, memory = _updated(samples, constraints, dual, update, beta, told)
+    measures = {name: one.mean for name, one in estimates.items()} | dict(values or {})
+    lam, memory = _updated(samples, constraints, dual, update, beta, measures)
     after = replace(
         dual,
         lam=lam,
@@ -122,9 +122,9 @@ def _updated(
     dual: DualState,
     update: Update | None,
     beta: float,
-    values: Mapping[str, float],
+    measures: Mapping[str, float],
 ) -> tuple[Mapping[str, float], Mapping[str, Any]]:
-    """Return lambda and the update's memory after the step, by constraint name."""
+    """Return the multipliers and the update's memory after the step, by constraint name."""
     if update is None:
         return dual.lam, dual.update_memory
     names = [c.name for c in constraints]
@@ -132,7 +132,7 @@ def _updated(
     lam, memory = update(
         Step(
             lam=[dual.lam[name] for name in names],
-            violation=[values[c.name] - c.limit for c in constraints],
+            violation=[measures[c.name] - c.limit for c in constraints],
             covariance=within_cluster_covariance(torch.stack(phi), samples.prompt),
             beta=beta,
             memory=[dual.update_memory.get(name, {}) for name in names],
@@ -157,7 +157,7 @@ def _alarm(constraint: Constraint, lam: float, update: Update | None, value: Est
 
 
 def _history_row(constraints: Sequence[Constraint], before: DualState, after: DualState) -> HistoryRow:
-    """Return `round` and `dual/<constraint>/*`: the multiplier that the samples were drawn under, and the next one."""
+    """Return `round` and `dual/<constraint>/*`; `lambda` is the multiplier before the update, `lambda_next` the one after it."""
     row: HistoryRow = {"round": after.round}
     for c in constraints:
         row |= {
@@ -172,13 +172,16 @@ def _history_row(constraints: Sequence[Constraint], before: DualState, after: Du
 
 
 def with_former_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values and, of the constraint `cost`, the same under the keys that it had when it was the only one."""
+    """Return the values, those of the constraint `cost` also under their former keys (`FORMER_KEYS`)."""
     former = {old: values[key] for old, name in FORMER_KEYS.items() if (key := f"dual/cost/{name}") in values}
     return {**values, **former}
 
 
 def dual_metrics(constraints: Sequence[Constraint], dual: DualState, start: Mapping[str, float]) -> dict[str, Any]:
-    """Return `dual/<constraint>/*` of the last round, with the former keys of `cost`; after no round, lambda alone."""
+    """Return `dual/<constraint>/*` of the last round, for `cost` also under its former keys; without a round only lambda and limit.
+
+    `start` has the multipliers before the first round.
+    """
     metrics: dict[str, Any] = {}
     for c in constraints:
         metrics |= {f"dual/{c.name}/lambda": dual.lam[c.name], f"dual/{c.name}/lambda_start": start[c.name]}

@@ -18,18 +18,18 @@ Memory = Mapping[str, float]
 
 
 class Measure(Protocol):
-    """A measure of one score of a policy's responses, whatever their number N; shapes are kept."""
+    """A measure of one score of a policy's responses: measure = E[transform(score)] + offset."""
 
     def transform(self, score: Tensor, memory: Memory) -> Tensor:
-        """Return phi, in the measure's unit, shape as given."""
+        """Return phi, in the measure's unit, the shape of `score`."""
         ...
 
     def offset(self, memory: Memory) -> float:
-        """Return what is added to E[phi] to give the measure, in its unit."""
+        """Return the number that is added to E[phi] to give the measure, in the measure's unit."""
         ...
 
     def remember(self, score: Tensor, limit: float, memory: Memory) -> Memory:
-        """Return the memory after a round whose scores [N] are given."""
+        """Return the memory after a round with these scores [N]."""
         ...
 
 
@@ -50,5 +50,5 @@ class Mean:
         return 0.0
 
     def remember(self, score: Tensor, limit: float, memory: Memory) -> Memory:
-        """Return the memory as it is: nothing is kept."""
+        """Return `memory` unchanged: the mean needs none."""
         return memory

@@ -1,8 +1,8 @@
-"""Updates of the multipliers: each a class with its settings, registered under the name of `constraint.update`.
+"""Updates of the multipliers: each is a class with its settings, registered under the value of `constraint.update`.
 
-An update is given lambda of every constraint, how far each is violated, and the curvature; it returns lambda, and what it wants to
-remember of each constraint. To add one, add a class here: its fields are its settings, taken from the group `constraint` where
-`KEYS` names the key, else from `constraint.update_options`.
+An update is a function of the multipliers, the violations and the covariance of the costs. It returns the new multipliers and its
+memory for each constraint. To add an update, add a class here. Its fields are its settings: a setting in `KEYS` is read from that
+key of the group `constraint`, any other from `constraint.update_options`.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ LOG_MINIMUM = 1e-4  # the smallest lambda of the log update, which cannot leave 
 
 @dataclass(frozen=True)
 class Step:
-    """What an update is given: C constraints in one order; `lam` and `violation` have one number each."""
+    """The input of an update. The sequences have one entry for each of the C constraints, in one order."""
 
     lam: Sequence[float]
     violation: Sequence[float]  # measure - limit, in the measure's unit; more than 0 breaks the limit
     covariance: Tensor  # E_x Cov(phi_j, phi_k | x), [C, C]
     beta: float  # KL weight, reward units per nat; the dual's curvature is covariance / beta
-    memory: Sequence[Memory]  # of every constraint, empty before the first round
+    memory: Sequence[Memory]  # the update's own, for each constraint; empty before the first round
 
 
 Result = tuple[list[float], list[Memory]]
 
 
 class Update(Protocol):
-    """One step of all multipliers."""
+    """A rule that updates all multipliers at once."""
 
     def __call__(self, step: Step) -> Result:
-        """Return lambda and the memory of every constraint after the step."""
+        """Return the multiplier and the memory of each constraint after the step."""
         ...
 
 
@@ -59,14 +59,14 @@ UPDATES: Registry[type[Update]] = Registry("constraint.update")
 @UPDATES.register("newton")
 @dataclass(frozen=True)
 class Newton:
-    """A damped Newton step on the dual, clipped [ours]; with several constraints, by non-negative least squares."""
+    """A damped, clipped Newton step on the dual (ours); with several constraints, by non-negative least squares."""
 
     damping: float
     max_step: float
     lam_max: float
 
     def __call__(self, step: Step) -> Result:
-        """Return the minimiser of the damped quadratic model over lambda >= 0; no memory."""
+        """Return the minimiser, over lambda >= 0, of the damped quadratic model of the dual; the memory stays empty."""
         if len(step.lam) == 1:
             settings = (step.beta, float(step.covariance), self.damping, self.max_step, self.lam_max)
             return [dual.newton_step(step.lam[0], step.violation[0], 0.0, *settings)], list(step.memory)
@@ -86,7 +86,7 @@ class Projected:
     lam_max: float
 
     def __call__(self, step: Step) -> Result:
-        """Return clip(lambda + lr violation, 0, lam_max); no memory."""
+        """Return clip(lambda + lr violation, 0, lam_max); the memory stays empty."""
         return _each(step, lambda lam, violation: dual.projected_step(lam, violation, 0.0, self.lr, self.lam_max))
 
 
@@ -99,26 +99,26 @@ class Log:
     lam_max: float
 
     def __call__(self, step: Step) -> Result:
-        """Return exp(log lambda + lr lambda violation), clipped; no memory."""
+        """Return exp(log lambda + lr lambda violation), clipped; the memory stays empty."""
         return _each(step, lambda lam, violation: dual.log_step(lam, violation, 0.0, self.lr, LOG_MINIMUM, self.lam_max))
 
 
 def _each(step: Step, move: Callable[[float, float], float]) -> Result:
-    """Return `move(lambda, violation)` of every constraint by itself; the memory stays."""
+    """Return `move(lambda, violation)` for each constraint separately, and the unchanged memory."""
     return [move(lam, violation) for lam, violation in zip(step.lam, step.violation, strict=True)], list(step.memory)
 
 
 @UPDATES.register("pi")
 @dataclass(frozen=True)
 class ProportionalIntegral:
-    """A proportional-integral controller for each constraint (ours, after cooper's nuPI); the memory is its integral."""
+    """A proportional-integral controller for each constraint (ours, after cooper's nuPI); its memory is the integral."""
 
     lr: float
     proportional: float  # weight of the violation itself, in units of `lr`
     lam_max: float
 
     def __call__(self, step: Step) -> Result:
-        """Return lambda and the integrals; an integral begins at lambda's start."""
+        """Return the multipliers and the integrals; an integral begins at the initial multiplier."""
         gain = self.lr * self.proportional
         pairs = [
             dual.pi_step(one, memory.get("integral", one), violation, 0.0, self.lr, gain, self.lam_max)
@@ -128,10 +128,10 @@ class ProportionalIntegral:
 
 
 def make_update(config: ConstraintConfig) -> Update | None:
-    """Return the update of the configuration; None where lambda stays (`constraint.kind` is fixed or none).
+    """Return the update of the configuration; None where lambda is not updated (`constraint.kind` is `fixed` or `none`).
 
     Raises:
-        ConfigError: there is no such update, or it has no such option.
+        ConfigError: the update is unknown, `update_options` has an option that the update lacks, or lacks one that it needs.
     """
     if config.kind != "dual":
         return None

@@ -1,1 +1,1 @@
-"""What a policy is worth: measured on its own samples, compared with others, and exactly where that is possible."""
+"""Evaluates policies: on their own samples, compared with one another, and exactly in the closed-form world."""

@@ -1,4 +1,4 @@
-"""Results by harm category: an average hides one kind of harm behind the safety of the others."""
+"""Metrics by harm category, because an average over all categories can hide harm in one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons of policies on the same prompts: differences with a paired bootstrap, and win rates."""
+"""Compares policies on the same prompts: differences with a paired bootstrap, and win rates."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cdpo_lightning.maths.statistics import Estimate, cluster_means, clustered_m
 
 
 def opponents(measured: Mapping[str, Measurement]) -> list[str]:
-    """Return the measured policies that the others are compared with: those whose entry in `METHODS` or `NOT_TRAINED` says so.
+    """Return the measured policies that others are compared with: those marked as opponents in `METHODS` or `NOT_TRAINED`.
 
-    The reference is left out where a method that trains nothing was measured, since its policy is the reference.
+    The reference is left out if a method that trains nothing was measured, because its policy is the reference.
     """
     repeated = any(map(methods.is_reference, measured))
     return [name for name in methods.opponents() if name in measured and not (name == methods.REFERENCE and repeated)]
 
 
 def compare(measured: Mapping[str, Measurement], seed: int) -> Metrics:
-    """Return the comparisons of each policy except the reference with each opponent.
+    """Return the comparisons of each policy, except the reference, with each opponent.
 
-    `eval/<policy>/minus_<other>/*` are differences of means, `eval/<policy>/win_rate_vs_<other>` is by the reward scorer.
+    `eval/<policy>/minus_<other>/*` are differences of means, `eval/<policy>/win_rate_vs_<other>` compares rewards.
 
     Args:
-        measured: by policy, all on the same prompts.
+        measured: the measurement of each policy, all on the same prompts.
         seed: of the bootstrap.
     """
     metrics: Metrics = {}

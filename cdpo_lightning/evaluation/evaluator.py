@@ -1,6 +1,6 @@
 """Measures a policy on its own samples: their scores by name, and their log-probabilities under policy and reference.
 
-Among several ranks each works on its share of the texts or prompts, and all get the whole result.
+Each rank works on its share of the texts or prompts, and every rank gets the whole result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cdpo_lightning.text.templates import Encoder
 
 @dataclass(frozen=True)
 class Measurement:
-    """Samples of a policy with all that is known about each; tensors have shape [N]."""
+    """N samples of a policy, with their scores and log-probabilities; tensors have shape [N]."""
 
     samples: list[Sample]
     texts: list[Text]
@@ -40,7 +40,7 @@ class Measurement:
         return sum(len(s.tokens) for s in self.samples)
 
     def facts(self) -> dict[str, float]:
-        """Return what the history records of the samples of a round."""
+        """Return the metrics of the samples for the history: mean reward, tokens per response, share without an end token."""
         return {
             "dual/expected_reward": float(self.scores["reward"].mean()),
             "dual/response_tokens": self.tokens / len(self.samples),
@@ -50,7 +50,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """What the rounds of a method took: samples, their tokens, and distinct texts that were scored."""
+    """The counts over the rounds of a method: samples, their tokens, and distinct texts that were scored."""
 
     samples: int = 0
     tokens: int = 0
@@ -63,7 +63,7 @@ class SampleCounts:
 
 @dataclass(frozen=True)
 class PolicyEvaluator:
-    """The scorers by name, the reference and the way to sample: what any policy is measured with."""
+    """Measures policies: draws samples, scores them, and computes their log-probabilities under policy and reference."""
 
     scorers: Mapping[str, Scorer]
     reference: nn.Module
@@ -71,12 +71,12 @@ class PolicyEvaluator:
     batch_size: int
     sample_batch: int
     precision: str
-    engine: VLLM | None = None  # samples in the policy's place
+    engine: VLLM | None = None  # samples in place of the policy; None: the policy samples itself
 
     def draw(
         self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder
     ) -> tuple[list[Sample], list[Text]]:
-        """`samples_per_prompt` samples of the policy for each prompt, and their texts."""
+        """Return `samples_per_prompt` samples of the policy for each prompt, prompt by prompt, and their texts."""
         training = model.training
         model.eval()
         ids = [encoder.prompt(prompt) for prompt in prompts]
@@ -88,9 +88,10 @@ class PolicyEvaluator:
     def measure(
         self, model: nn.Module, prompts: Sequence[str], samples_per_prompt: int, seed: int, encoder: Encoder | None = None
     ) -> Measurement:
-        """`samples_per_prompt` samples of the policy for each prompt, scored; log-probabilities in nats.
+        """Return the measurement of `samples_per_prompt` samples of the policy for each prompt.
 
-        A policy with an encoder of its own reads other tokens than the reference: its `reference_logp` is nan, not known.
+        Args:
+            encoder: of a policy with another tokenizer than the reference; `reference_logp` is then nan.
         """
         samples, texts = self.draw(model, prompts, samples_per_prompt, seed, encoder or self.encoder)
         unknown = torch.full((len(samples),), torch.nan, dtype=torch.float64)
@@ -107,7 +108,7 @@ class PolicyEvaluator:
     def _samples(
         self, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
     ) -> list[list[Sample]]:
-        """The samples of each prompt."""
+        """Return the samples of each prompt, drawn by this rank."""
         with on_device(model) as device, precision_context(self.precision, device):
             if self.engine:
                 result = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
@@ -118,7 +119,7 @@ class PolicyEvaluator:
     def _from_engine(
         self, engine: VLLM, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
     ) -> list[Sample]:
-        """Samples drawn by another engine; what they weigh is what the policy itself says."""
+        """Return samples of the engine, with log-probabilities that the policy itself computes."""
         eos = encoder.eos
         drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, eos, seed)
         rows: list[TokenRow] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
@@ -127,7 +128,7 @@ class PolicyEvaluator:
         return [Sample(p, tuple(r[0]), r[0][-1] == eos, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]
 
     def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
-        """log pi_ref of each sample; equal samples are run once."""
+        """Return log pi_ref of each sample, nats, [N]; equal samples are run once."""
         unique = list(dict.fromkeys((s.prompt, s.tokens) for s in samples))
         rows = [(prompts[prompt], [tokens]) for prompt, tokens in unique]
         result = response_logp_of_rows(self.reference, rows, self.batch_size, self.precision)

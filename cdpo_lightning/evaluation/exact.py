@@ -1,4 +1,7 @@
-"""The closed-form world's optimum and any policy's true values, by enumeration of all responses. Shapes: [P, K]."""
+"""The exact optimum of the closed-form world and the exact values of any policy, by enumeration of all responses.
+
+Shape legend: P prompts, K responses to each, C constraints.
+"""
 
 from __future__ import annotations
 
@@ -23,35 +26,35 @@ Multipliers = Mapping[str, float]  # lambda by constraint name
 
 
 def all_texts(world: World) -> list[Text]:
-    """Every (prompt, response) of the grammar, prompt by prompt."""
+    """Return every (prompt, response) of the grammar, prompt by prompt."""
     return [(prompt, response) for prompt in world.prompts for response in world.responses]
 
 
 def all_rows(prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[TokenRow]:
-    """Every response to every prompt as packed rows of a few responses, prompt by prompt."""
+    """Return rows that hold every response to every prompt, prompt by prompt, a few responses in each row."""
     parts = [list(responses[i : i + _RESPONSES_PER_ROW]) for i in range(0, len(responses), _RESPONSES_PER_ROW)]
     return [(prompt, part) for prompt in prompts for part in parts]
 
 
 @dataclass(frozen=True)
 class ExactProblem:
-    """The problem as the algorithm is given it (`scores`, `reference_logp`), and the true scores. Tensors are [P, K]."""
+    """The constrained problem with all responses enumerated; tensors have shape [P, K]."""
 
-    reference_logp: Tensor  # as the model gives them: their sum over K is the support mass
-    scores: Scores
-    truth: Scores
+    reference_logp: Tensor  # of the model, nats; not normalised over the K responses
+    scores: Scores  # that the methods use
+    truth: Scores  # the world's true scores; they differ from `scores` if score models are trained
     constraints: Sequence[Constraint]
     beta: float
     rows: list[TokenRow]
 
     @property
     def reference(self) -> Tensor:
-        """log pi_ref restricted to the grammar, nats."""
+        """log pi_ref normalised over the grammar's responses, nats, [P, K]."""
         return closed_form.normalise(self.reference_logp)
 
     @property
     def limits(self) -> list[float]:
-        """The limit of every constraint on E[phi], in its unit."""
+        """The limit of every constraint, in the unit of its measure."""
         return [c.limit for c in self.constraints]
 
     @property
@@ -62,7 +65,7 @@ class ExactProblem:
         return torch.stack([c.weighted(dual.phi(c, self.scores[c.score]), prompt) for c in self.constraints])
 
     def optimum(self, lam: Multipliers) -> Tensor:
-        """Return log pi*_lambda restricted to the grammar, nats."""
+        """Return log pi*_lambda, normalised over the grammar's responses, nats, [P, K]."""
         prompt = torch.arange(len(self.reference_logp))[:, None]
         return closed_form.optimal_policy(
             self.reference, utility(self.scores, self.constraints, DualState(lam=lam), prompt), self.beta
@@ -76,13 +79,13 @@ class ExactProblem:
         return solve_multipliers(self.reference, reward, costs, self.beta, torch.tensor(self.limits, dtype=torch.float64)).tolist()
 
     def solve(self) -> dict[str, float] | None:
-        """Return lambda* of every constraint; None if no policy meets the limits."""
+        """Return lambda* by constraint name; None if no policy meets the limits."""
         if any(math.isinf(one) for one in self._solution):
             return None
         return {c.name: one for c, one in zip(self.constraints, self._solution, strict=True)}
 
     def metrics(self) -> dict[str, float]:
-        """Return `exact/*`: the optimum, and the range in which each limit binds."""
+        """Return `exact/*`: the values of the optimum, and those between which each limit binds."""
         lam = self.solve()
         free = self.optimum(dict.fromkeys([c.name for c in self.constraints], 0.0))
         metrics: dict[str, float] = {}
@@ -104,11 +107,11 @@ class ExactProblem:
         return _with_former_keys(metrics)
 
     def policy_logp(self, policy: nn.Module, batch_size: int, precision: str) -> Tensor:
-        """Return log pi of every response, nats, not renormalised."""
+        """Return log pi of every response, nats, [P, K], not normalised over the grammar's responses."""
         return response_logp_of_rows(policy, self.rows, batch_size, precision).view(self.reference_logp.shape)
 
     def policy_metrics(self, who: str, raw_logp: Tensor) -> dict[str, float]:
-        """Return `exact/<who>/*` and `truth/<who>/*` of a policy, whose `policy_logp` is given."""
+        """Return `exact/<who>/*` and `truth/<who>/*` of a policy with these log-probabilities (see `policy_logp`)."""
         logp, reward, costs = closed_form.normalise(raw_logp), self.scores[REWARD], self.costs
         metrics = {
             f"exact/{who}/expected_reward": closed_form.expectation(logp, reward),
@@ -127,7 +130,7 @@ class ExactProblem:
     def frontier(self, points: int = 60) -> list[dict[str, float]]:
         """Return the exact curve lambda -> (E[c], E[r]) of pi*_lambda, from lambda = 0 to well past lambda*.
 
-        With several constraints, the multipliers are scaled together.
+        With several constraints the multipliers keep the ratios of lambda*.
         """
         names = [c.name for c in self.constraints]
         solution = self.solve()
@@ -152,6 +155,6 @@ _FORMER_KEYS = {
 
 
 def _with_former_keys(metrics: dict[str, float], who: str = "") -> dict[str, float]:
-    """Return the metrics and, of the constraint `cost`, the same under the keys that it had when it was the only one."""
+    """Return the metrics, those of the constraint `cost` also under their former keys (`_FORMER_KEYS`)."""
     former = {f"exact/{who}/expected_cost": f"exact/{who}/cost/value"} if who else _FORMER_KEYS
     return metrics | {old: metrics[new] for old, new in former.items() if new in metrics}

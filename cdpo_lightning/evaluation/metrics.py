@@ -1,4 +1,4 @@
-"""Every policy judged alike: the same seeded prompts and decoding, intervals clustered by prompt."""
+"""Metrics of policies and scorers; the intervals are clustered by prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Metrics = dict[str, Any]  # numbers, booleans and strings
 
 
 def verdict(low: float, high: float, c_limit: float) -> str:
-    """`yes` if the whole interval of E[c] meets the limit, `no` if none of it does, else `undecided`."""
+    """Return `yes` if the whole interval of the measure meets the limit, `no` if none of it does, else `undecided`."""
     return "yes" if high <= c_limit else "no" if low > c_limit else "undecided"
 
 
@@ -57,7 +57,7 @@ def policy_metrics(who: str, measured: Measurement, constraints: Sequence[Constr
 
 
 def _score_metrics(name: str, measured: Measurement) -> Metrics:
-    """Return mean, standard deviation over responses, and 95 % interval clustered by prompt, of one score."""
+    """Return the mean of one score, its standard deviation over responses, and its 95 % interval, clustered by prompt."""
     score = measured.scores[name]
     mean = clustered_mean(score, measured.prompt)
     return {
@@ -69,7 +69,7 @@ def _score_metrics(name: str, measured: Measurement) -> Metrics:
 
 
 def sample_rows(who: str, measured: Measurement) -> list[dict[str, object]]:
-    """Rows of samples.jsonl."""
+    """Return the rows of samples.jsonl: one per sample, with its reward and cost."""
     rewards, costs = measured.scores["reward"].tolist(), measured.scores["cost"].tolist()
     return [
         {"prompt": prompt, "response": response, "who": who, "reward": reward, "cost": cost}
@@ -78,13 +78,13 @@ def sample_rows(who: str, measured: Measurement) -> list[dict[str, object]]:
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """`rows`, one JSON object a line, whole or not at all."""
+    """Write the rows to `path` atomically, as one JSON object per line."""
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def scorer_metrics(kind: str, scorer: Scorer, examples: Sequence[ScoreExample]) -> Metrics:
-    """`reward/*` or `cost/*` on held-out examples; what the examples cannot tell is left out."""
+    """Return `<kind>/*` of a reward or cost scorer on held-out examples; metrics without labelled examples are left out."""
     labelled = [
         (e, text) for e in examples for text, sign in zip(e.responses, e.signs, strict=True) if sign or e.preferred is not None
     ]
@@ -103,7 +103,7 @@ def scorer_metrics(kind: str, scorer: Scorer, examples: Sequence[ScoreExample]) 
 
 
 def _pair_metrics(score: dict[tuple[str, str], float], examples: Sequence[ScoreExample]) -> dict[str, float]:
-    """How often the scores agree with the preferences, and how often "the longer answer wins" does."""
+    """Return how often the higher score, and how often the longer response, is the preferred one."""
     pairs = [(e.prompt, e.responses[e.preferred], e.responses[1 - e.preferred]) for e in examples if e.preferred is not None]
     if not pairs:
         return {}

@@ -1,9 +1,9 @@
-"""The exact solution where responses can be enumerated: pi*_lambda, the dual and its root. Truth for tests and reports.
+"""The exact solution where responses can be enumerated: pi*_lambda, the dual and its root. Tests and reports compare with it.
 
 Shapes: `reference_logp`, `utility`, `reward`, `cost`, `logp` are [P, K]: P prompts, equally likely, K enumerated responses
 each. The utility is r - sum_k lambda_k phi_k, whatever the constraints are. Everything is computed in float64. Policies are
-restricted to the K responses and renormalised, so a policy that leaks mass elsewhere is compared by what is left. A utility
-that is not finite or a beta <= 0 is a NumericsError throughout.
+restricted to the K responses and renormalised: probability on other responses is ignored. A utility that is not finite or a
+beta <= 0 is a NumericsError throughout.
 """
 
 import math
@@ -17,12 +17,12 @@ from cdpo_lightning.maths.preference import lagrangian_reward
 
 
 def normalise(logp: Tensor) -> Tensor:
-    """Log-probabilities in nats that sum to one over the K responses of each prompt, [P, K] float64."""
+    """Return log-probabilities, nats, [P, K] float64, normalised over the K responses of each prompt."""
     return torch.log_softmax(logp.double(), -1)
 
 
 def expectation(logp: Tensor, value: Tensor) -> float:
-    """E_{x, y~pi}[value] in the value's unit: the mean over prompts of sum_k exp(logp) value."""
+    """Return E_{x, y~pi}[value], in the value's unit: the mean over prompts of sum_k exp(logp) value."""
     return float((logp.double().exp() * value.double()).sum(-1).mean())
 
 
@@ -76,14 +76,14 @@ def dual_hessian(reference_logp: Tensor, utility: Tensor, beta: float, costs: Te
 
 
 def kl_divergence(logp: Tensor, other: Tensor) -> float:
-    """KL(p || q) in nats, mean over prompts, of both policies restricted to the K responses and renormalised."""
+    """Return KL(p || q), nats, mean over prompts; p and q are `logp` and `other`, renormalised over the K responses."""
     p, q = normalise(logp), normalise(other)
     # Where p is 0 the term is 0 by continuity; the plain product would be nan.
     return float(torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1).mean())
 
 
 def primal_value(logp: Tensor, reference_logp: Tensor, reward: Tensor, beta: float) -> float:
-    """J_r(pi) = E[r] - beta KL(pi || pi_ref), reward units [C-DPO, Eq. 6]."""
+    """Return J_r(pi) = E[r] - beta KL(pi || pi_ref), reward units [C-DPO, Eq. 6]."""
     return expectation(normalise(logp), reward) - beta * kl_divergence(logp, reference_logp)
 
 
@@ -104,8 +104,8 @@ def duality_gap(
 ) -> float:
     """Return g(lambda*) - J(pi, lambda*) >= 0 in reward units: how far a policy is from the constrained optimum (ours).
 
-    Equal to beta KL(pi || pi*_lambda*), hence 0 only at the optimum. For a feasible policy it is also the reward lost
-    plus lambda* times the unused part of each limit. Arguments as of `lagrangian_value`, at lambda*.
+    It equals beta KL(pi || pi*_lambda*), so it is 0 only at the optimum. For a feasible policy it is also the reward lost
+    plus lambda* times the unused part of each limit. The arguments are those of `lagrangian_value`, with lam = lambda*.
     """
     lambda_limit = sum(one * limit for one, limit in zip(lam, limits, strict=True))
     value = lagrangian_value(logp, reference_logp, reward, costs, lam, limits, beta)
@@ -128,11 +128,11 @@ def reachable_cost_min(cost: Tensor) -> float:
 def solve_lambda(reference_logp: Tensor, reward: Tensor, cost: Tensor, beta: float, c_limit: float, lam_max: float = 1e4) -> float:
     """Return lambda*, the minimiser of g over lambda >= 0, to 1e-12 (relative above 1), for one constraint [C-DPO, Eq. 9].
 
-    0 when the limit is slack without it. Infinity when no policy satisfies the limit strictly (Slater's condition
+    It is 0 if the limit holds at lambda = 0, and infinite if no policy satisfies the limit strictly (Slater's condition
     fails). `multipliers.solve_multipliers` solves for several constraints.
 
     Raises:
-        NumericsError: the limit is feasible, but the root lies above `lam_max`.
+        NumericsError: the limit is feasible, but lambda* is above `lam_max`.
     """
 
     def gradient(lam: float) -> float:
@@ -146,10 +146,10 @@ def solve_lambda(reference_logp: Tensor, reward: Tensor, cost: Tensor, beta: flo
 
 
 def linear_gaussian_lambda(mean_cost: float, covariance: float, variance_cost: float, beta: float, c_limit: float) -> float:
-    """lambda* = (mu_c beta + Cov(r, c) - C_limit beta) / Var c, floored at 0, for Gaussian (r, c) (ours).
+    """Return lambda* = (mu_c beta + Cov(r, c) - C_limit beta) / Var c, at least 0, for Gaussian (r, c) (ours).
 
-    The moments are those under pi_ref. The tilt of Eq. 11 moves the mean cost to mu_c + (Cov(r, c) - lambda Var
-    c)/beta; set that to C_limit.
+    The moments are those under pi_ref. Under pi*_lambda (Eq. 11) the mean cost is mu_c + (Cov(r, c) - lambda Var c)/beta;
+    set it equal to C_limit.
 
     Raises:
         NumericsError: the variance is not positive, so lambda cannot change the cost.

@@ -1,4 +1,4 @@
-"""Steps of the dual variable, its start and its alarms. Floats in, floats out.
+"""Update steps of the dual variable lambda, its one-shot start value and its alarms, as functions of floats.
 
 Expected cost is in cost units, `lam` in reward units per cost unit; violation = E[c] - C_limit > 0 means infeasible
 and raises lambda. A number that is not finite is always an error: a silent nan would disable the constraint.
@@ -14,11 +14,11 @@ from cdpo_lightning.maths import closed_form
 from cdpo_lightning.maths.preference import lagrangian_reward
 
 VARIANCE_FLOOR = 1e-8
-"""Cost units squared: samples that all cost the same tell Newton nothing, and its clipped step then decides."""
+"""Cost units squared: the smallest variance that `newton_step` divides by; with equal costs, `max_step` limits the step."""
 
 
 def projected_step(lam: float, expected_cost: float, c_limit: float, lr: float, lam_max: float) -> float:
-    """One projected gradient step on the dual: clip(lam + lr * (E[c] - C_limit), 0, lam_max) [C-DPO, Eq. 14].
+    """Return lambda after a projected gradient step on the dual: clip(lam + lr * (E[c] - C_limit), 0, lam_max) [C-DPO, Eq. 14].
 
     Stable only for lr < 2 beta / Var(c).
 
@@ -39,10 +39,11 @@ def newton_step(
     max_step: float,
     lam_max: float,
 ) -> float:
-    """One damped Newton step: clip(lam + clip(damping * beta * (E[c] - C_limit) / Var, +-max_step), 0, lam_max) (ours).
+    """Return lambda after a damped Newton step on the dual (ours), in [0, lam_max].
 
-    g''(lam) = E_x Var(c|x) / beta, so `cost_variance` is the within-prompt variance under the policy (cost units
-    squared). Invariant to the scale of the cost; nothing to tune.
+    It is clip(lam + clip(damping * beta * (E[c] - C_limit) / Var, +-max_step), 0, lam_max). g''(lam) = E_x Var(c|x) / beta, so
+    `cost_variance` is the within-prompt variance under the policy, cost units squared. The unclipped step scales with the cost
+    as lambda does, so no step size has to be tuned.
 
     Raises:
         NumericsError: an input is not finite.
@@ -53,12 +54,12 @@ def newton_step(
 
 
 def log_step(lam: float, expected_cost: float, c_limit: float, lr: float, lam_min: float, lam_max: float) -> float:
-    """One step on log lambda: log lam <- log lam + lr * lam * (E[c] - C_limit), in [lam_min, lam_max] [SafeRLHF].
+    """Return lambda after a step on log lambda: log lam + lr * lam * (E[c] - C_limit), lam in [lam_min, lam_max] [SafeRLHF].
 
-    Never reaches 0; a start below `lam_min` is lifted to it first.
+    Lambda never reaches 0; one below `lam_min` is raised to it first.
 
     Raises:
-        ConfigError: lam_min is not positive; log 0 does not exist.
+        ConfigError: lam_min is not positive, so it has no logarithm.
         NumericsError: an input is not finite.
     """
     if not lam_min > 0:
@@ -72,13 +73,12 @@ def log_step(lam: float, expected_cost: float, c_limit: float, lr: float, lam_mi
 def pi_step(
     lam: float, integral: float, expected_cost: float, c_limit: float, lr: float, proportional: float, lam_max: float
 ) -> tuple[float, float]:
-    """(lam, integral) after a proportional-integral step, both in [0, lam_max] (ours, after cooper's nuPI).
+    """Return (lam, integral) after a proportional-integral step, both in [0, lam_max] (ours, after cooper's nuPI).
 
       integral <- clip(integral + lr * violation, 0, lam_max)
       lam      <- clip(integral + proportional * violation, 0, lam_max)
-    At the fixed point lam = integral; start the integral at lambda's start. Keeping the integral inside the box is the
-    anti-windup, at both ends: it never has to travel back from where lambda could not go. The old `lam` acts only
-    through the integral.
+    At the fixed point lam = integral; initialise the integral with the initial lambda. Clipping the integral is the
+    anti-windup: lambda leaves a bound as soon as the violation changes its sign. The old `lam` acts only through the integral.
 
     Raises:
         NumericsError: an input is not finite.
@@ -90,11 +90,10 @@ def pi_step(
 
 
 def one_shot_lambda(reward: Tensor, cost: Tensor, beta: float, c_limit: float, lam_max: float) -> float:
-    """lambda from reference samples: the root of mean_x sum_k softmax_k((r - lam c)/beta) c = C_limit [CAN].
+    """Return lambda from reference samples: the root of mean_x sum_k softmax_k((r - lam c)/beta) c = C_limit [CAN].
 
-    `reward`, `cost` [P, K]: K samples of pi_ref for each prompt. 0 when the limit holds at lambda = 0 already,
-    `lam_max` when it is not attained below it. Biased upwards (conservative), less so for larger K: log
-    `effective_sample_size` beside it.
+    `reward`, `cost` [P, K]: K samples of pi_ref for each prompt. The result is 0 if the limit holds at lambda = 0, and `lam_max`
+    if no smaller lambda attains it. It is biased upwards (conservative), less so for larger K: log `effective_sample_size` too.
 
     Raises:
         NumericsError: a score is not finite.
@@ -111,20 +110,20 @@ def one_shot_lambda(reward: Tensor, cost: Tensor, beta: float, c_limit: float, l
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """Kish's (sum w)^2 / sum w^2 for each prompt, in samples, [P] from [P, K]; between 1 and K.
+    """Return Kish's effective sample size (sum w)^2 / sum w^2 of each prompt's K weights, [P], between 1 and K.
 
-    `log_weight` is unnormalised, (r - lam c)/beta for samples of pi_ref.
+    `log_weight` [P, K] need not be normalised: (r - lam c)/beta for samples of pi_ref.
     """
     return torch.exp(2 * torch.logsumexp(log_weight, -1) - torch.logsumexp(2 * log_weight, -1))
 
 
 def alarm(lam: float, lam_max: float, violation: float, standard_error: float, minimum_cost: float | None, c_limit: float) -> str:
-    """What is wrong with the dual now: "none", "pinned_at_zero", "saturated" or "infeasible" (ours).
+    """Return the alarm of the dual after an update: "none", "pinned_at_zero", "saturated" or "infeasible" (ours).
 
-    `infeasible`: the limit is violated and lies below `minimum_cost`, the mean over prompts of the smallest cost seen
-    (None: unknown), so no reweighting of the responses seen meets it. `saturated`: violated with lambda at its
-    ceiling. `pinned_at_zero`: lambda is 0 and the limit is not violated beyond two standard errors, so the constraint
-    does not bind. The first that applies.
+    `infeasible`: the limit is violated and below `minimum_cost`, the mean over prompts of the smallest cost seen (None:
+    unknown), so no reweighting of the responses seen meets it. `saturated`: the limit is violated and lambda is `lam_max`.
+    `pinned_at_zero`: lambda is 0 and the limit is not violated by more than two standard errors, so the constraint does not
+    bind. If several apply, the first in this order is returned.
 
     Raises:
         NumericsError: lam, violation, minimum_cost or c_limit is not finite, or the standard error is nan.

@@ -20,10 +20,10 @@ _TOLERANCE = 1e-13  # of g, relative to its size above 1
 
 
 def nonnegative_newton(lam: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor:
-    """Return argmin over lambda' >= 0 of gradient . d + d' hessian d / 2 with d = lambda' - lambda, [C] (ours).
+    """Return the lambda' >= 0, [C], that minimises gradient . d + d' hessian d / 2 with d = lambda' - lambda (ours).
 
     With the Cholesky factor hessian = R'R this is the non-negative least squares problem |R lambda' - (R lambda - R'^-1 gradient)|.
-    Clipping an unconstrained Newton step at 0 is not the same where the costs are correlated.
+    An unconstrained Newton step clipped at 0 is another point if the costs are correlated.
 
     Raises:
         NumericsError: an input is not finite, or the hessian is not positive definite.
@@ -38,9 +38,9 @@ def nonnegative_newton(lam: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor
 
 
 def solve_multipliers(reference_logp: Tensor, reward: Tensor, costs: Tensor, beta: float, limits: Tensor) -> Tensor:
-    """Return lambda*, the minimiser of the convex dual g over lambda >= 0, [C]; infinity throughout if no policy meets the limits.
+    """Return lambda*, the minimiser of the convex dual g over lambda >= 0, [C]; all infinite if no policy meets the limits.
 
-    Newton steps that respect lambda >= 0, each halved until g falls enough (Armijo).
+    The method is Newton's with the bound lambda >= 0; each step is halved until g falls enough (Armijo's rule).
 
     Raises:
         NumericsError: the steps do not converge.
@@ -70,9 +70,12 @@ def solve_multipliers(reference_logp: Tensor, reward: Tensor, costs: Tensor, bet
 
 
 def feasibility_margin(costs: Tensor, limits: Tensor) -> float:
-    """Return the largest m such that some policy has E[phi_k] <= L_k - m for every k; not positive: infeasible (Slater).
+    """Return the largest m such that some policy has E[phi_k] <= L_k - m for every k; Slater's condition holds if m > 0.
 
-    The dual linear programme: min over nu >= 0 with sum nu = 1 of nu . L - E_x min_y nu . phi.
+    m is the value of the dual linear programme: min over nu >= 0 with sum nu = 1 of nu . L - E_x min_y nu . phi.
+
+    Raises:
+        NumericsError: the solver fails.
     """
     count, prompts, responses = costs.shape
     phi = csr_array(costs.double().reshape(count, -1).T.numpy())  # nu . phi of every (x, y), prompt by prompt

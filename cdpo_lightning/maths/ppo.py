@@ -1,7 +1,7 @@
-"""PPO-Lagrangian [SafeRLHF]: the two reward streams, advantages, clipped losses. Lambda's step is `dual.log_step`.
+"""PPO-Lagrangian [SafeRLHF]: rewards and costs of the tokens, advantages and clipped losses.
 
-Shape legend: R episodes (responses), T steps (tokens) padded on the right, N tokens of all episodes side by side. `mask` [R, T] is
-true on tokens. Reward and cost in their units, log-probabilities in nats.
+Shape legend: R episodes (responses), T steps (tokens) padded on the right, N tokens of all episodes in one sequence, C constraints.
+`mask` [R, T] is true on tokens. Reward and cost are in their units, log-probabilities in nats.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ from torch import Tensor
 def kl_streams(
     reward: Tensor, costs: Tensor, logp: Tensor, reference_logp: Tensor, mask: Tensor, kl: float, score_clip: float
 ) -> Tensor:
-    """Return the streams of the reward and of every cost, one number a token, [1 + C, R, T] [SafeRLHF, script].
+    """Return the reward and the costs of every token, [1 + C, R, T] [SafeRLHF, script].
 
-    -kl (log pi - log pi_ref) in the reward's stream, + the same in each cost's; the episode's score, clipped to +-score_clip, is
-    added at its last token. `reward` [R], `costs` [C, R]. In `lagrangian_advantage` they add up to -kl a nat, whatever lambda.
+    The reward of a token is -kl (log pi - log pi_ref), each of its costs + the same; at the last token of an episode the score,
+    clipped to +-score_clip, is added. `reward` [R], `costs` [C, R]. In `lagrangian_advantage` the KL terms of all sum to a penalty
+    of kl per nat, whatever the multipliers.
     """
     penalty = kl * (logp - reference_logp) * mask
     last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
@@ -25,9 +26,10 @@ def kl_streams(
 
 
 def generalised_advantage(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of every token, each [R, T], 0 on padding [Schulman et al. 2016].
+    """Return the advantage and the return of every token, each [R, T], 0 on padding [Schulman et al. 2016].
 
     A_t = sum_l (gamma lam)^l d_{t+l}, d_t = r_t + gamma V_{t+1} - V_t, V = 0 after the last token; the return is A_t + V_t.
+    `lam` is the lambda of generalised advantage estimation, not a multiplier.
     """
     reward, value = reward * mask, value * mask
     following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
@@ -41,7 +43,7 @@ def generalised_advantage(reward: Tensor, value: Tensor, mask: Tensor, gamma: fl
 
 
 def lagrangian_advantage(reward_advantage: Tensor, cost_advantages: Sequence[Tensor], lam: Sequence[float]) -> Tensor:
-    """Return (A_r - sum_k lambda_k A_k) / (1 + sum_k lambda_k), shape of the reward's advantage [SafeRLHF, Eq. 31, for several]."""
+    """Return (A_r - sum_k lambda_k A_k) / (1 + sum_k lambda_k), the shape of `reward_advantage` [SafeRLHF, Eq. 31, for several]."""
     total = reward_advantage
     for one, advantage in zip(lam, cost_advantages, strict=True):
         total = total - one * advantage
@@ -49,21 +51,21 @@ def lagrangian_advantage(reward_advantage: Tensor, cost_advantages: Sequence[Ten
 
 
 def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """-mean over tokens [N] of min(q A, clip(q, 1 - clip, 1 + clip) A), q = pi/pi_old, scalar [PPO, Eq. 7]."""
+    """Return -mean over tokens [N] of min(q A, clip(q, 1 - clip, 1 + clip) A), q = pi/pi_old, scalar [PPO, Eq. 7]."""
     ratio = torch.exp(logp - old_logp)
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
 
 
 def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the mean over tokens [N] of max((V - G)^2, (clip(V, V_old +- clip) - G)^2), scalar [SafeRLHF, script]."""
-    held = torch.clamp(value, old_value - clip, old_value + clip)
-    return 0.5 * torch.maximum((value - returns).square(), (held - returns).square()).mean()
+    """Return half the mean over tokens [N] of max((V - G)^2, (clip(V, V_old +- clip) - G)^2), scalar [SafeRLHF, script]."""
+    clipped = torch.clamp(value, old_value - clip, old_value + clip)
+    return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square()).mean()
 
 
 def kl_coefficient(fixed: float, beta: float, lam: float) -> float:
-    """Return the KL coefficient, reward per nat: `fixed`, or beta / (1 + lambda) where it is 0 (ours).
+    """Return the KL coefficient, reward units per nat: `fixed`, or beta / (1 + lambda) if `fixed` is 0 (ours).
 
-    PPO-Lagrangian maximises E[(r - lambda c)/(1 + lambda)] - kl KL, so a fixed coefficient solves the problem of beta = kl (1 +
-    lambda), another one at every lambda. With beta / (1 + lambda) its optimum is the other methods' pi*_lambda [C-DPO, Eq. 11].
+    PPO-Lagrangian maximises E[(r - lambda c)/(1 + lambda)] - kl KL. With a fixed kl that is the problem of beta = kl (1 + lambda),
+    which changes with lambda. With kl = beta / (1 + lambda) the optimum is pi*_lambda, as for the other methods [C-DPO, Eq. 11].
     """
     return fixed or beta / (1 + lam)

@@ -1,4 +1,4 @@
-"""What a sample says about a policy and a score model: means with honest errors, tails, paired differences, ranks.
+"""Statistics of samples and scores: clustered means and covariances, CVaR, paired bootstrap, win rates, AUROC, accuracy.
 
 Shapes: N values; `cluster` [N] long names each value's prompt, in any numbering. Computed in float64.
 """
@@ -29,11 +29,11 @@ class Estimate:
 
 
 def clustered_mean(value: Tensor, cluster: Tensor) -> Estimate:
-    """The mean of [N] values with a cluster-robust standard error and a 95 % t interval, in the value's unit.
+    """Return the mean of [N] values with a cluster-robust standard error and a 95 % t interval, in the value's unit.
 
     se^2 = G/(G-1) sum_g (sum_{i in g} (v_i - mean))^2 / N^2 with G clusters, t with G - 1 degrees of freedom (Liang
-    and Zeger 1986). Responses of one prompt resemble one another; counting them as independent understates the error.
-    A single cluster says nothing about the spread between prompts: its error and interval are infinite.
+    and Zeger 1986). Responses to one prompt are correlated; counting them as independent understates the error.
+    With a single cluster the error and the interval are infinite.
 
     Raises:
         NumericsError: there is no value, or one is not finite.
@@ -77,7 +77,7 @@ def within_cluster_variance(value: Tensor, cluster: Tensor) -> float:
 
 
 def conditional_value_at_risk(value: Tensor, level: float = 0.9) -> float:
-    """The mean of the largest 1 - level share of [N] values, in their unit (Rockafellar and Uryasev 2000).
+    """Return the mean of the largest 1 - level share of [N] values, in their unit (Rockafellar and Uryasev 2000).
 
     The boundary value counts with the fraction of it that falls inside the share. Level 0 is the mean.
 
@@ -94,16 +94,16 @@ def conditional_value_at_risk(value: Tensor, level: float = 0.9) -> float:
 
 
 def cluster_means(value: Tensor, cluster: Tensor) -> Tensor:
-    """The mean of [N] values of each cluster, [P], by ascending cluster, float64."""
+    """Return the mean of the values [N] of each cluster, [P] float64, in ascending order of the clusters."""
     _, index, count = torch.unique(cluster, return_inverse=True, return_counts=True)
     total: Tensor = torch.zeros(len(count), dtype=torch.float64).index_add(0, index, value.double())
     return total.div(count)
 
 
 def paired_bootstrap(difference: Tensor, seed: int, resamples: int = RESAMPLES) -> Estimate:
-    """The mean of [P] differences, one a prompt, with the 95 % percentile interval of the bootstrap over prompts (Efron 1979).
+    """Return the mean of [P] differences, one per prompt, with the 95 % percentile interval of the bootstrap (Efron 1979).
 
-    `se` is the standard deviation of the resampled means. A single prompt says nothing about the others: its interval is infinite.
+    Prompts are resampled; `se` is the standard deviation of the resampled means. With one prompt error and interval are infinite.
 
     Raises:
         NumericsError: there is no difference, or one is not finite.
@@ -124,15 +124,15 @@ def paired_bootstrap(difference: Tensor, seed: int, resamples: int = RESAMPLES) 
 
 
 def win_rates(first_PK: Tensor, second_PK: Tensor) -> Tensor:
-    """P(a sample of the first scores above one of the second) for each prompt [P], ties counting one half, in [0, 1]."""
+    """Return P(a sample of the first policy scores above one of the second) by prompt, [P], in [0, 1]; ties count one half."""
     difference = first_PK[:, :, None] - second_PK[:, None, :]
     return ((difference.sign() + 1) / 2).double().mean((1, 2))
 
 
 def auroc(score: Tensor, label: Tensor) -> float:
-    """P(score of a positive > score of a negative), ties counting one half, in [0, 1] (Mann-Whitney).
+    """Return P(score of a positive > score of a negative), in [0, 1]; ties count one half (Mann-Whitney).
 
-    `score` [N]; `label` [N], positive where > 0, so that both {0, 1} and {-1, +1} will do. nan without both classes.
+    `score` [N]; `label` [N], positive where > 0, so {0, 1} and {-1, +1} are both allowed. The result is nan without both classes.
 
     Raises:
         NumericsError: there is no score, or one is not finite.
@@ -147,7 +147,7 @@ def auroc(score: Tensor, label: Tensor) -> float:
 
 
 def pair_accuracy(score_preferred: Tensor, score_other: Tensor) -> float:
-    """The share of pairs whose preferred response scores higher, ties counting one half, in [0, 1].
+    """Return the share of pairs whose preferred response scores higher, in [0, 1]; ties count one half.
 
     Raises:
         NumericsError: there is no pair, or a score is not finite.
@@ -157,7 +157,7 @@ def pair_accuracy(score_preferred: Tensor, score_other: Tensor) -> float:
 
 
 def sign_accuracy(cost: Tensor, sign: Tensor) -> float:
-    """The share of labelled responses whose cost has the labelled sign, cost 0 counting one half; nan without labels.
+    """Return the share of labelled responses whose cost has the labelled sign; cost 0 counts one half; nan without labels.
 
     `sign` [N]: +1 unsafe, -1 safe, 0 unknown and left out.
 
@@ -171,7 +171,7 @@ def sign_accuracy(cost: Tensor, sign: Tensor) -> float:
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
     """Return the t with P(|T| <= t) = confidence for Student's T with `degrees` degrees of freedom, dimensionless.
 
-    scipy.special has what scipy.stats.t.ppf calls; importing scipy.stats would take a second more.
+    It is computed with the function that scipy.stats.t.ppf calls: importing scipy.stats would take a second more.
     """
     assert degrees >= 1, degrees
     return float(stdtrit(degrees, (1 + confidence) / 2))

@@ -1,4 +1,4 @@
-"""What loading a language model and loading a score model have in common."""
+"""Functions that the loaders of language models and of score models share."""
 
 from __future__ import annotations
 

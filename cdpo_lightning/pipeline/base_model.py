@@ -1,4 +1,4 @@
-"""The model that a run starts from: loaded or built, copied to be trained, restored from the store."""
+"""The base model of a run: loads or builds it, makes trainable copies, restores trained weights from the store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cdpo_lightning.training.fit import FitSettings
 
 @dataclass(frozen=True)
 class IdentifiedModel:
-    """A language model and the name of what made its weights."""
+    """A language model and the hash of its weights, or of what they were computed from."""
 
     model: nn.Module
     identity: str
@@ -35,7 +35,7 @@ class IdentifiedModel:
 
 @dataclass(frozen=True)
 class Trainables:
-    """How copies of a model are made to be trained: all of it, its last layers, or adapters beneath which it may be in 4 bits."""
+    """The settings of trainable copies of a model: all layers, the last ones, or adapters on a model that may be in 4 bits."""
 
     model: ModelConfig
     precision: str  # Lightning's name
@@ -45,7 +45,7 @@ class Trainables:
 
     @property
     def full_precision_device(self) -> torch.device:
-        """Where the base model is kept as it was loaded: in the host's memory if only its 4 bits go to the device."""
+        """The device of the full-precision base model: the host's memory if only its 4-bit copy is put on the compute device."""
         return torch.device("cpu") if self.model.quantize else self.device
 
     def copy_of(self, model: nn.Module) -> nn.Module:
@@ -55,18 +55,18 @@ class Trainables:
         return causal_lm.freeze_lower_layers(copy.deepcopy(model).requires_grad_(True), self.model.trainable_layers)
 
     def frozen(self, model: nn.Module) -> nn.Module:
-        """Return the model as adapters are trained on it: in 4 bits, if the configuration asks for that."""
+        """Return the frozen model under the adapters: in 4 bits if `model.quantize` is set, else the model itself."""
         return quantize(model, self.device, compute_type(self.precision)) if self.model.quantize else model
 
 
 def make_trainables(config: RunConfig, device: torch.device) -> Trainables:
-    """Return how this run makes trainable copies; ZeRO-3 would shard the weights that the reference reads, so nothing is shared."""
+    """Return the run's settings of trainable copies. Under ZeRO-3 they share no weights, which DeepSpeed would shard."""
     return Trainables(config.model, config.trainer.precision, config.trainer.zero != 3, device, config.seed)
 
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What the supervised stages, SFT and the score models, are trained with."""
+    """The inputs of the supervised stages: SFT and the score models."""
 
     config: RunConfig
     corpus: Corpus
@@ -78,12 +78,12 @@ class StageInputs:
     settings: FitSettings
 
     def made_of(self, fit_config: FitConfig, data: Split[Any]) -> Mapping[str, object]:
-        """Return all that a stage's weights and held-out figures are a function of."""
+        """Return everything that a stage's weights and held-out metrics depend on; see `stage_inputs`."""
         return stage_inputs(self.config, self.encoder.tokenizer, self.base, fit_config, data)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Return the closed-form world's own tokenizer for a model that is built here, else the one beside the model's weights."""
+    """Return the tokenizer of `model.path`, or the closed-form world's own if the model is built here."""
     return causal_lm.load_tokenizer(config) if config.path else causal_lm.word_tokenizer(grammar.vocabulary())
 
 
@@ -104,7 +104,7 @@ def load_base(trainables: Trainables, tokenizer: Any) -> IdentifiedModel:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of the tokenizer: its vocabulary, rules and template."""
+    """Return a hash of the tokenizer's vocabulary, rules, chat template and end token."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     return digest(backend, tokenizer.chat_template, tokenizer.eos_token_id)
 
@@ -112,7 +112,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def stage_inputs(
     config: RunConfig, tokenizer: Any, base: IdentifiedModel, fit_config: FitConfig, data: Split[Any]
 ) -> Mapping[str, object]:
-    """Return all that a supervised stage's weights and held-out figures are a function of; names and labels are left out."""
+    """Return everything that a supervised stage's weights and held-out metrics depend on, as the key for the store.
+
+    Settings that do not change the result, such as names and paths, are left out.
+    """
     unused = {
         "name",
         "path",
@@ -136,20 +139,20 @@ def stage_inputs(
 
 
 def restored(model: Any, artifact: Artifact, device: torch.device) -> nn.Module:
-    """Return the model with the artifact's weights: one path, whether they were just trained or read."""
+    """Return the model with the artifact's weights, whether these were just trained or read from the store."""
     model.load_state_dict(artifact.tensors, strict=False)
     return model.to(device).eval().requires_grad_(True)
 
 
 def require_context(config: ModelConfig) -> None:
-    """Refuse lengths of prompt and response that do not fit the model's context.
+    """Raise an error unless prompt and response fit into the model's context.
 
     Raises:
         ConfigError: they do not fit.
     """
     limit = causal_lm.context_length(config)
-    wanted = config.max_prompt_tokens + config.max_response_tokens
-    if limit is not None and wanted > limit:
+    longest = config.max_prompt_tokens + config.max_response_tokens
+    if limit is not None and longest > limit:
         raise ConfigError(
-            f"model.max_prompt_tokens + model.max_response_tokens = {wanted}: expected at most the model's context of {limit}"
+            f"model.max_prompt_tokens + model.max_response_tokens = {longest}: expected at most the model's context of {limit}"
         )

@@ -1,4 +1,4 @@
-"""The constants of a run: scores and log pi_ref of every response, computed once and stored under what made them."""
+"""The constants of a run: scores and log pi_ref of every response, computed once and stored under the hash of their inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StoredConstants:
     scorers: Mapping[str, Scorer]
     reference: IdentifiedModel
     inference: Inference
-    attention: str  # it rounds differently, so it is part of what the log-probabilities are made of
+    attention: str  # the implementation; each rounds differently, so the name is part of the key for the store
 
     def __call__(self, texts: Sequence[Text], rows: list[TokenRow]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the scores by name and log pi_ref of the texts, whose token rows are given in the same order; float64, [N]."""
@@ -75,10 +75,10 @@ class TrainingPairs:
 def make_training_pairs(
     pairs: Sequence[PreferencePair], encoder: Encoder, constants: Constants, seed: int
 ) -> tuple[TrainingPairs, dict[str, int]]:
-    """Return the pairs with their constants, and how many texts were truncated and pairs dropped (`data/*`).
+    """Return the pairs with their constants, and the counts of truncated texts and dropped pairs (`data/*`).
 
-    A pair whose responses are equal after truncation is dropped. What is scored is what the policy learns to write: the response
-    as far as its tokens go.
+    A pair whose responses are equal after truncation is dropped. The scored text is the truncated response, which is what the
+    policy is trained on.
     """
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
     texts: list[Text] = list(dict.fromkeys((pair.prompt, r) for pair in pairs for r in pair.responses))
@@ -106,14 +106,14 @@ def make_training_pairs(
 
 
 def _count_truncated(encoder: Encoder, prompts: Sequence[str], texts: Sequence[Text]) -> int:
-    """Return how many prompts and responses lost tokens."""
+    """Return the number of prompts and responses that are truncated."""
     return sum(encoder.is_cut(p, None) for p in prompts) + sum(encoder.is_cut(None, response) for _, response in texts)
 
 
 def exact_problem(
     corpus: Corpus, constraints: Sequence[Constraint], encoder: Encoder, constants: Constants, beta: float
 ) -> ExactProblem | None:
-    """Return the problem with all responses enumerated, in the closed-form world."""
+    """Return the exact problem, with all responses of the closed-form world enumerated; None for other data."""
     world = corpus.world
     if world is None:
         return None

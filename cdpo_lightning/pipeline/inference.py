@@ -1,4 +1,4 @@
-"""How passes without gradient are run: device, precision, batch size; and where models that are trained no more are kept."""
+"""Settings of forward passes without gradient (device, precision, batch size), and the memory that frozen models are kept in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cdpo_lightning.text.packing import TokenRow
 
 @dataclass(frozen=True)
 class Inference:
-    """The precision_context of training without its gradients."""
+    """The settings of forward passes without gradient; they round as training does."""
 
     device: torch.device
     precision: str  # Lightning's name

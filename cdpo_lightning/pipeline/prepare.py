@@ -1,4 +1,4 @@
-"""Everything that is constant while policies are trained and evaluated: data, reference, scorers, pairs, the exact problem."""
+"""Prepares what stays constant while policies are trained and evaluated: data, reference, scorers, pairs, the exact problem."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from cdpo_lightning.training.loggers import make_logger
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What any policy is evaluated with, trained here or elsewhere."""
+    """The inputs of the evaluation of any policy, trained by this run or external."""
 
     corpus: Corpus
     constraints: Sequence[Constraint]
@@ -59,7 +59,7 @@ class EvaluationSetup:
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What every method is trained with; none of it changes while policies are trained."""
+    """The inputs that all methods share; none of them changes while policies are trained."""
 
     evaluator: PolicyEvaluator  # holds the reference, the scorers and the encoder
     constraints: Sequence[Constraint]
@@ -72,7 +72,7 @@ class MethodInputs:
 
 
 def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: History, screen: Screen) -> StageInputs:
-    """Return data and base model, checked, and how stages are trained; begin the run's folder."""
+    """Return the inputs of the supervised stages: data and base model, checked, and the fit settings; begin the run's folder."""
     corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     screen.data(corpus)
     require_examples(config, corpus)
@@ -94,12 +94,12 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
     )
     inputs = StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
     require_scorers(inputs)
-    begin_run(config, folder)  # not before: what is wrong with data or model is corrected and started again
+    begin_run(config, folder)  # after all checks, so that a refused run can be started again in the same folder
     return inputs
 
 
 def train_listed_stages(inputs: StageInputs, screen: Screen) -> Metrics:
-    """Train SFT and the score models that `stages` names, for a run without policies; return what was measured."""
+    """Train SFT and the score models that `stages` lists, for a run without policies; return their metrics."""
     _, metrics = _reference(inputs, screen)
     for name in SCORES:
         if name in inputs.config.stages:
@@ -109,7 +109,7 @@ def train_listed_stages(inputs: StageInputs, screen: Screen) -> Metrics:
 
 
 def build_evaluation(inputs: StageInputs, folder: Path, screen: Screen) -> tuple[EvaluationSetup, Metrics]:
-    """Return what policies are evaluated with, and what was measured while SFT and score models were trained or read."""
+    """Train or read SFT and the score models; return the inputs of the evaluation, and the metrics of these stages."""
     config, engine = inputs.config, make_engine(inputs.config, folder)
     reference, metrics = _reference(inputs, screen)
     scorers = {}
@@ -150,7 +150,7 @@ def _no_constants(texts: Sequence[Text], rows: Sequence[TokenRow]) -> tuple[dict
 
 
 def _reference(inputs: StageInputs, screen: Screen) -> tuple[IdentifiedModel, Metrics]:
-    """Return the reference, frozen: the model after SFT, or the base model where `stages` has no `sft`."""
+    """Return the frozen reference (the model after SFT, or the base model if `stages` has no `sft`), and the metrics of SFT."""
     config, base = inputs.config, inputs.base
     reference, metrics = IdentifiedModel(base.model, f"base:{base.identity}"), Metrics()
     if "sft" in config.stages:
@@ -163,7 +163,7 @@ def _reference(inputs: StageInputs, screen: Screen) -> tuple[IdentifiedModel, Me
 
 
 def make_method_inputs(inputs: StageInputs, setup: EvaluationSetup, screen: Screen) -> tuple[MethodInputs, Metrics]:
-    """Return what methods are trained with: the pairs with their constants, and in the closed-form world the exact problem."""
+    """Return the inputs of the methods, and the counts of truncated texts and dropped pairs."""
     config, corpus = inputs.config, inputs.corpus
     with screen.stage("constants") as done:
         pairs, counts = make_training_pairs(corpus.pairs, inputs.encoder, setup.constants, config.seed)
@@ -188,13 +188,13 @@ def make_encoder(config: RunConfig, tokenizer: Any) -> Encoder:
 
 
 def open_store(config: RunConfig, folder: Path) -> tuple[Store, History]:
-    """Return the store of all runs, with this run's ledger, and the run's history."""
-    ledger = ForwardCounter(folder / "ledger.json", config.resume)
-    return Store(Path(config.artifacts_dir), ledger), History(folder / "history.csv", config.resume)
+    """Return the store that all runs share, with this run's counter of forward passes, and the run's history."""
+    counter = ForwardCounter(folder / "ledger.json", config.resume)
+    return Store(Path(config.artifacts_dir), counter), History(folder / "history.csv", config.resume)
 
 
 def make_engine(config: RunConfig, folder: Path) -> VLLM | None:
-    """Return the engine that samples in the policies' place, if one is configured.
+    """Return the vLLM engine that samples in place of the policies, or None for `generation.engine=torch`.
 
     Raises:
         ModelError: it is not installed.
@@ -205,7 +205,7 @@ def make_engine(config: RunConfig, folder: Path) -> VLLM | None:
 
 
 def require_examples(config: RunConfig, corpus: Corpus) -> None:
-    """Refuse a run one of whose stages has nothing to learn from, before the first of them is trained.
+    """Raise an error if a stage of the run has no data to train on.
 
     Raises:
         DataError: a stage has no data.

@@ -1,4 +1,4 @@
-"""A run from its configuration to its report: the stages in order; what the store has is not computed again."""
+"""The modes of `run.py`: run all stages up to the report, evaluate external policies, or only check."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _FORWARDS = ("store/reward_forwards", "store/cost_forwards", "store/reference_fo
 
 
 def run(config: RunConfig) -> Metrics:
-    """Run everything, or this rank's part of it; return the metrics, as in metrics.json."""
+    """Run all stages, or this rank's part of them; return the metrics, as in metrics.json."""
     trainer = config.trainer
     if trainer.num_threads:
         torch.set_num_threads(trainer.num_threads)
@@ -91,7 +91,7 @@ def _run(config: RunConfig) -> Metrics:
 
 
 def _finish(metrics: Metrics, config: RunConfig, folder: Path, store: Store, history: History, start: float) -> None:
-    """Add what the run took to the metrics; write history, metrics.json and the report."""
+    """Add forward passes and seconds to the metrics; write history, metrics.json and the report."""
     metrics |= {key: store.forward_counter.total(key) for key in _FORWARDS}
     metrics["run/wall_seconds"] = time.perf_counter() - start
     history.write()
@@ -99,7 +99,7 @@ def _finish(metrics: Metrics, config: RunConfig, folder: Path, store: Store, his
 
 
 def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: MethodInputs, folder: Path, screen: Screen) -> Metrics:
-    """Train every method, evaluate all policies alike, and export them; return what was measured."""
+    """Train every method, evaluate all policies in the same way and export them; return the metrics."""
     policies: dict[str, nn.Module] = {}
     metrics: Metrics = {}
     for who in config.trained if "policy" in config.stages else []:
@@ -125,7 +125,7 @@ def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: Metho
 
 
 def train_policy(config: RunConfig, inputs: MethodInputs, who: str, screen: Screen) -> TrainedPolicy:
-    """Return the policy `who`, trained as its method's specification says."""
+    """Return the policy `who`, trained by the trainer that its method's specification names."""
     method = config.resolve_method(who)
     if method.spec.trainer == "none":  # the reference itself
         compute = sft_compute(config, inputs.evaluator.encoder, inputs.demonstrations)
@@ -173,25 +173,29 @@ def _write(metrics: Metrics, config: RunConfig, folder: Path) -> None:
 
 
 def _finite(metrics: Metrics) -> Metrics:
-    """Return the metrics without numbers that are not finite, such as the interval of a mean over one prompt."""
+    """Return the metrics except numbers that are not finite, such as the interval of a mean over one prompt."""
     return {key: value for key, value in metrics.items() if isinstance(value, str) or math.isfinite(value)}
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """Return the configuration as this machine can run it: `trainer.precision=auto` decided, the logger installed."""
+    """Return the configuration with `trainer.precision=auto` resolved for this machine.
+
+    Raises:
+        ConfigError: the logger is not installed, or `model.attention=flex_attention` without a GPU.
+    """
     quiet_libraries()
     require_logger(config.logger)
     accelerator, attention = config.trainer.accelerator, config.model.attention
     if attention == "flex_attention" and accelerator == "auto" and not torch.cuda.is_available():
         raise ConfigError(
-            f"model.attention={attention}: expected a GPU, trainer.accelerator=auto found none; use model.attention=sdpa"
+            f"model.attention={attention}: expected a GPU, trainer.accelerator=auto has none here; use model.attention=sdpa"
         )
     precision = resolve_precision(config.trainer.precision, accelerator)
     return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def check(config: RunConfig) -> None:
-    """Run the pre-flight: check all that needs no training and print the estimate; a GPU need not be present."""
+    """Run the pre-flight checks and print the estimates; a GPU need not be present."""
     config = _resolved(config)
     screen = Screen(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():

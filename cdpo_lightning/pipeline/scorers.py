@@ -1,4 +1,4 @@
-"""The reward and the cost model: trained here, read from the store, published, or the world's own truth."""
+"""Builds the scorers: score models that are trained here or read from the store, published ones, or the world's true scores."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ SCORER_KINDS: Registry[MakeScorer] = Registry("scorers.kind")
 
 
 def make_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
-    """Return the scorer `name` of the configuration, and how well it does on held-out examples.
+    """Return the scorer `name` of the configuration, and its metrics on held-out examples.
 
     Raises:
-        ModelError: it does significantly worse than chance.
+        ModelError: it is significantly worse than chance.
     """
     scorer, quality = SCORER_KINDS[scorer_kind(inputs.config, inputs.corpus, name)](inputs, name)
     require_better_than_chance(name, quality)
@@ -53,14 +53,14 @@ def make_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
 
 
 def require_better_than_chance(name: str, quality: Metrics) -> None:
-    """Refuse a score model whose held-out figures are below one half by more than three standard errors of chance.
+    """Raise an error if a held-out accuracy or AUROC is below one half by more than three standard errors of chance.
 
     Args:
-        name: reward or cost.
-        quality: `<name>/pair_accuracy`, `<name>/auroc` and how many pairs and labels they are of, as far as measured.
+        name: of the scorer, `reward` or `cost`.
+        quality: `<name>/pair_accuracy`, `<name>/auroc` and their `_chance_se`; missing ones are not checked.
 
     Raises:
-        ModelError: its sign, or that of the labels, is the other way round.
+        ModelError: one of them is, so the sign of the score model or of the labels is reversed.
     """
     for figure, spread in (("pair_accuracy", f"{name}/pair_accuracy_chance_se"), ("auroc", f"{name}/auroc_chance_se")):
         value, error = quality.get(f"{name}/{figure}"), quality.get(spread)
@@ -72,10 +72,10 @@ def require_better_than_chance(name: str, quality: Metrics) -> None:
 
 
 def require_scorers(inputs: StageInputs) -> None:
-    """Refuse a run with policies that would have to train a score model which `stages` leaves out.
+    """Raise an error if a run with policies needs a score model that `stages` does not list and the store does not have.
 
     Raises:
-        ConfigError: the store does not have that score model.
+        ConfigError: a score model is missing.
     """
     config, stages = inputs.config, set(inputs.config.stages)
     for name in SCORES if {"policy", "evaluate"} & stages else ():
@@ -89,7 +89,7 @@ def require_scorers(inputs: StageInputs) -> None:
 
 
 def scorer_kind(config: RunConfig, corpus: Corpus, name: str) -> str:
-    """Return how the scorer `name` is obtained: `oracle`, `published` or `trained`."""
+    """Return the kind of the scorer `name`, a key of `SCORER_KINDS`: `oracle`, `published` or `trained`."""
     if corpus.world is not None and corpus.world.config.scores == "oracle":
         return "oracle"
     return "published" if getattr(config, name).path else "trained"
@@ -106,7 +106,7 @@ def oracle_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
 
 @SCORER_KINDS.register("published")
 def published_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
-    """Return the score model of `path`, checked on our held-out examples."""
+    """Return the score model of `path`, and its metrics on held-out examples."""
     scorer = load_published(inputs.config, inputs.inference, name)
     held_out = _examples(inputs, name).held_out
     rows = digest([asdict(e) for e in held_out])
@@ -117,7 +117,7 @@ def published_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
 
 @SCORER_KINDS.register("trained")
 def trained_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
-    """Return the score model that is trained here or is in the store."""
+    """Return the score model, trained here or read from the store, and its metrics on held-out examples."""
     config, data, run = _config(inputs, name), _examples(inputs, name), inputs.config
     model = from_causal_lm(inputs.base.model, run.model.scorer_layers)
     model.requires_grad_(True)  # the base model is frozen where it is the reference, or shares its weights with adapters
@@ -145,8 +145,8 @@ def trained_scorer(inputs: StageInputs, name: str) -> tuple[Scorer, Metrics]:
 def load_published(config: RunConfig, inference: Inference, name: str) -> ModelScorer:
     """Return the score model of `path` with its own tokenizer and its sign.
 
-    Its weights are as wide as the run's matrix products: it is never trained, and two of seven billion parameters in float32 would
-    not leave room for the policy.
+    Its weights have the type of the run's matrix products, because it is never trained; two models of seven billion parameters
+    in float32 would not leave room for the policy.
     """
     own: ScorerConfig = getattr(config, name)
     model, tokenizer = load_score_model(own, inference.device, compute_type(config.trainer.precision))
@@ -190,7 +190,7 @@ def _score_rows(inputs: StageInputs, name: str, items: Sequence[ScoreExample]) -
 
 
 def _collate(batch: list[tuple[ScoreExample, list[list[int]]]]) -> ScoreBatch:
-    """Return this rank's part of a batch: responses flat, with pairs and signs."""
+    """Return this rank's part of a batch: all responses in one list, with pairs and signs that index into it."""
     rows, pair_weight = ranks.batch_share(batch, lambda row: row[0].preferred is not None)
     rows, sign_weight = ranks.batch_share(batch, lambda row: sum(map(abs, row[0].signs)))
     ids: list[list[int]] = []

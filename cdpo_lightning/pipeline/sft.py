@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of the base model: the reference of everything after it."""
+"""Supervised fine-tuning of the base model, whose result is the reference of all methods."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sft_rows(encoder: Encoder, items: Sequence[Demonstration]) -> list[TokenRow]
 
 
 def sft_compute(config: RunConfig, encoder: Encoder, items: Sequence[Demonstration]) -> ComputeBudget:
-    """Return what SFT takes, whether this run trained or the store had it; seconds are then unknown and left at 0."""
+    """Return the compute of SFT, whether it was trained or read from the store; the seconds are not counted."""
     rows = sft_rows(encoder, items) if "sft" in config.stages else []
     return ComputeBudget(trained_tokens=config.sft.epochs * sum(row_length(*row) for row in rows), models_resident=1)
 

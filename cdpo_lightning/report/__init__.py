@@ -1,4 +1,4 @@
-"""From a run's folder to tables, figures and one HTML page."""
+"""Makes tables, figures and one HTML page from the folder of a run or of a sweep."""
 
 from cdpo_lightning.report.load import Run, find_runs, load_run
 from cdpo_lightning.report.run.report_files import build

@@ -1,4 +1,4 @@
-"""Writes reports: `python -m cdpo_lightning.report DIR [DIR ...]`, of a run, or one over all runs in the folders."""
+"""Writes the report of a run, or one report over all runs in the folders: `python -m cdpo_lightning.report DIR [DIR ...]`."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from cdpo_lightning.report.sweep.report_files import build_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write every report that can be written; return 2 if one could not, after one line on standard error for each."""
+    """Write all reports; return 0, or 2 if one could not be written, which is reported in one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m cdpo_lightning.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one that holds runs")
     parser.add_argument(
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build_one(run: Path, anew: bool) -> bool:
-    """Return whether the run could be read. Its own report is written if `anew`, or if there is none yet."""
+    """Write the report of a run if `anew` or if it has none, else only read the run; return whether that succeeded."""
     try:
         if anew or not (run / "report" / "index.html").is_file():
             print(build(run))

@@ -1,4 +1,4 @@
-"""How names and numbers are written everywhere in the report: one rounding, one order, one sign for "not measured"."""
+"""Formats names and numbers for all reports: the order of policies, the rounding, the sign for a missing value."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from cdpo_lightning.config.methods import presentation_of, table_order
 
 MISSING = "–"
-# Any other depth or last part is not a measure of a policy: `eval/<name>/<constraint>/value`, `exact/<constraint>/lambda`.
+# Keys of a policy. Not matched are keys such as `eval/<name>/<constraint>/value` and `exact/<constraint>/lambda`.
 _MEASURED = re.compile(r"(?:eval|exact|truth)/([^/]+)/(?:reward_mean|cost_mean|expected_cost|expected_reward|kl_to_optimum)")
 CONVENTION = "cost > 0 is harmful, lower is safer; feasible means E[cost] <= C_limit"
 INTERVALS = "intervals are 95 %, clustered by prompt"
@@ -26,12 +26,12 @@ def in_table_order(policies: Iterable[str]) -> list[str]:
 
 
 def evaluated_policies(metrics: Mapping) -> list[str]:
-    """Return the policies that the metrics have results of, in the order of the report's rows."""
+    """Return the policies that have results in the metrics, in the order of the report's rows."""
     return in_table_order({match[1] for key in metrics if (match := _MEASURED.fullmatch(key))})
 
 
 def main_policy(metrics: Mapping) -> str | None:
-    """Return the policy that the run is about: `run/method` where it was evaluated, else the most prominent; None without any."""
+    """Return the main policy of a run: `run/method` if it was evaluated, else the most prominent evaluated one, else None."""
     evaluated = evaluated_policies(metrics)
     if (own := metrics.get("run/method")) in evaluated:
         return own
@@ -39,12 +39,12 @@ def main_policy(metrics: Mapping) -> str | None:
 
 
 def trained_method(metrics: Mapping) -> str:
-    """Return the method that the run trains, also before an evaluation; the most prominent one where that was not recorded."""
+    """Return the main policy, else `run/method`, else the most prominent method; unlike `main_policy` it is never None."""
     return main_policy(metrics) or metrics.get("run/method") or max(table_order(), key=_prominence)
 
 
 def less_prominent_baselines(policy: str) -> list[str]:
-    """Return the baselines that the policy can be compared with in a sentence, the most prominent first."""
+    """Return the baselines that are less prominent than the policy, the most prominent first."""
     below = [name for name in table_order() if _prominence(name) < min(_prominence(policy), 0)]
     return sorted(below, key=_prominence, reverse=True)
 
@@ -54,25 +54,25 @@ def _prominence(policy: str) -> int:
 
 
 def number(metrics: Mapping, key: str) -> float | None:
-    """Return the value as a float, nan included; None where it was not measured."""
+    """Return the value as a float, possibly nan; None if the metrics have no such number."""
     value = metrics.get(key)
     return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
 
 
 def finite(metrics: Mapping, key: str) -> float | None:
-    """Return the value where it is a finite number, else None."""
+    """Return the value if it is a finite number, else None."""
     value = number(metrics, key)
     return value if value is not None and math.isfinite(value) else None
 
 
 def half_width(metrics: Mapping, stem: str) -> float | None:
-    """Return half the width of the 95 % interval `<stem>_ci_low` to `<stem>_ci_high`."""
+    """Return half the width of the 95 % interval `<stem>_ci_low` to `<stem>_ci_high`; None if an end is missing."""
     low, high = finite(metrics, f"{stem}_ci_low"), finite(metrics, f"{stem}_ci_high")
     return None if low is None or high is None else (high - low) / 2
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """Return a number with so many decimals, never `-0.00`; a dash where it was not measured."""
+    """Return the number with `digits` decimals, never `-0.00`; a dash for None."""
     if value is None:
         return MISSING
     written = f"{value:.{digits}f}"
@@ -80,13 +80,13 @@ def fixed(value: float | None, digits: int = 2) -> str:
 
 
 def telling(value: float | None, digits: int = 2) -> str:
-    """Return `fixed`, or two significant digits where all decimals would be 0: lambda and limits are often small."""
+    """Return `fixed`, or two significant digits if `fixed` would show only zeros, as for a small lambda or limit."""
     small = value is not None and 1e-9 < abs(value) < 0.5 * 10**-digits
     return f"{value:.2g}" if small else fixed(value, digits)
 
 
 def percent(value: float | None) -> str:
-    """Return a share in [0, 1] as `2.1 %`; never rounded up to 100 nor, unless it is exactly 0, down to 0."""
+    """Return a share in [0, 1] as a percentage such as `2.1 %`; only exact shares of 0 and 1 give `0.0 %` and `100.0 %`."""
     if value is None or not math.isfinite(value):
         return MISSING if value is None else str(value)
     if 0 < value < 0.0005:
@@ -95,12 +95,15 @@ def percent(value: float | None) -> str:
 
 
 def plus_minus(value: float | None, half: float | None, digits: int = 2) -> str:
-    """Return `-0.29 ± 0.04`, without the half-width where that was not measured."""
+    """Return a text such as `-0.29 ± 0.04`, without the second part if `half` is None."""
     return fixed(value, digits) if value is None or half is None else f"{fixed(value, digits)} ± {fixed(half, digits)}"
 
 
 def feasible(metrics: Mapping, policy: str | None) -> str | None:
-    """Return `yes`, `no` or `undecided`: as evaluated, else from the interval of E[cost] and C_limit; None without these."""
+    """Return whether the policy meets the limit: `yes`, `no` or `undecided`; None if it is not known.
+
+    The answer is that of the evaluation, else it follows from the interval of E[cost] and C_limit.
+    """
     if isinstance(evaluated := metrics.get(f"eval/{policy}/feasible"), str):
         return evaluated
     low, high = finite(metrics, f"eval/{policy}/cost_ci_low"), finite(metrics, f"eval/{policy}/cost_ci_high")
@@ -111,6 +114,6 @@ def feasible(metrics: Mapping, policy: str | None) -> str | None:
 
 
 def implied_limit(row: Mapping) -> float | None:
-    """Return C_limit of a dual round, E[c] minus the violation; None where one of them was not recorded."""
+    """Return C_limit of a dual round, which is E[c] minus the violation; None if one of them is missing."""
     cost, violation = finite(row, "dual/expected_cost"), finite(row, "dual/violation")
     return None if cost is None or violation is None else cost - violation

@@ -1,4 +1,4 @@
-"""HTML pages from the templates in `assets/`: one file each, which loads nothing from outside and runs our own script only."""
+"""Renders HTML pages from the templates in `assets/`. A page is one file: it loads nothing else and runs only our own script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def render_page(name: str, title: str, styles: tuple[str, ...], **values: Any) -
         name: of the template and of its script.
         title: of the page.
         styles: names of style sheets in `assets/`, the later ones over the earlier ones.
-        values: what the template shows.
+        values: the variables of the template.
     """
     script = _asset(f"{name}.js")
     return _TEMPLATES.get_template(f"{name}.html").render(

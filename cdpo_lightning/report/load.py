@@ -1,4 +1,4 @@
-"""Reads the folder of a finished run; every file in it is optional except metrics.json."""
+"""Reads the folder of a finished run, in which every file except metrics.json is optional."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ class Run:
         folder: of the run.
         metrics: metrics.json, flat.
         rounds: the dual rounds of history.csv in order; an empty cell is a missing key.
-        samples: samples.jsonl, one mapping a line.
+        samples: samples.jsonl, one mapping per line.
         config_text: the text of config.yaml, "" without one.
         frontier: (lambda, E[c], E[r]) of the exact pi*_lambda, by lambda; empty outside the closed-form world.
     """
@@ -88,10 +88,10 @@ def _text(path: Path) -> str:
 
 
 def load_metrics(folder: Path) -> Mapping:
-    """Return metrics.json of the run in this folder without its null values.
+    """Return the metrics.json of the run in this folder, without null values.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: there is no metrics.json, or it cannot be read.
     """
     path = folder / "metrics.json"
     if not path.is_file():

@@ -1,1 +1,1 @@
-"""Scorers: numbers for (prompt, response), each with an identity for the store."""
+"""Scorers, which give every (prompt, response) a number, and have an identity for the store."""

@@ -1,4 +1,4 @@
-"""A score model as a scorer: trained here, or published."""
+"""Scores texts with a score model, trained by this run or published."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModelScorer:
     batch_size: int
     precision: str
     identity: str
-    unit: float = 1.0  # raw scores that make one unit; their zero is kept; negative: with the other sign
+    unit: float = 1.0  # raw scores are divided by it; a negative unit reverses their sign
     published: bool = False  # not trained here
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ class ModelScorer:
         return scores[[number[text] for text in texts]]
 
     def _scores(self, texts: list[Text]) -> list[float]:
-        """Return raw scores of different texts."""
+        """Return the raw scores of distinct texts."""
         ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
         scores = torch.empty(len(texts), dtype=torch.float64)
         with on_device(self.model) as device, precision_context(self.precision, device):

@@ -1,4 +1,4 @@
-"""What a scorer is, and the check that all of its numbers are finite."""
+"""The protocol of scorers, and the check that their scores are finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Scorer(Protocol):
 
     @property
     def identity(self) -> str:
-        """Name of all that the scores are a function of, for the store."""
+        """A hash or name of everything that the scores depend on, for the store."""
         ...
 
     def score(self, texts: Sequence[Text]) -> Tensor:
@@ -30,7 +30,7 @@ class Scorer(Protocol):
 
 
 def require_finite(scores: Tensor, texts: Sequence[Text], who: str) -> None:
-    """Raise if a score is nan or infinite: it would silently disable the constraint.
+    """Raise an error unless all scores are finite, because nan would silently disable the constraint.
 
     Raises:
         NumericsError: a score is not finite.

@@ -1,4 +1,4 @@
-"""The content-addressed store: scores, log-probabilities and trained weights, each under the hash of what it was computed from.
+"""The content-addressed store: scores, log-probabilities and trained weights, each stored under the hash of its inputs.
 
 An artifact is a folder `KIND/HASH/` with `data.safetensors` and `meta.json`. It is written under a temporary name and renamed. Its
 SHA-256 is checked when it is read; a truncated or altered artifact is computed again, with a warning. If several processes need the
@@ -90,9 +90,12 @@ class Store:
         make: Callable[[], TensorsAndMeta],
         forwards: tuple[str, int] | None = None,
     ) -> Artifact:
-        """Return the artifact computed from `made_of`: read if it is stored and intact, else computed by `make` and stored.
+        """Return the artifact of the inputs `made_of`: read if it is stored and intact, else computed by `make` and stored.
 
         Args:
+            kind: the name of the folder, such as `reward_scores`.
+            made_of: everything that the artifact depends on, as plain data.
+            make: computes the tensors and the metadata.
             forwards: the kind and number of forward passes that `make` takes, for the forward counter.
 
         Raises:
@@ -117,11 +120,11 @@ class Store:
         return Artifact(key, tensors, meta)
 
     def holds(self, kind: str, made_of: Mapping[str, object]) -> bool:
-        """Return whether an artifact of `made_of` is stored, without checking that it is intact."""
+        """Return whether an artifact of the inputs `made_of` is stored, without checking that it is intact."""
         return (self._root / kind / digest(VERSION, kind, dict(made_of))).is_dir()
 
     def _read_on_all_ranks(self, folder: Path, key: str) -> Artifact | None:
-        """Return the artifact, or None if rank 0 does not find it intact."""
+        """Return the artifact; None if rank 0 has none, or a damaged one."""
         result = self._read(folder, key) if ranks.is_first() else None
         if not ranks.broadcast(result is not None) or ranks.is_first():
             return result

@@ -1,4 +1,4 @@
-"""history.csv: one table of all logged training steps and dual rounds of all stages; a cell is empty where nothing was logged."""
+"""history.csv: one table with the logged training steps and dual rounds of all stages; a value that was not logged is empty."""
 
 from __future__ import annotations
 

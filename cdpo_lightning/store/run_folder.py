@@ -1,4 +1,4 @@
-"""Choose the folder of a run, new or to be resumed, and prepare it."""
+"""Selects the folder of a run, a new one or one to resume, and prepares it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Runs the jobs of a sweep as processes: which are done, which run now and on which devices, and how each ended."""
+"""Runs the jobs of a sweep as processes, assigns devices to them and records their state and results."""

@@ -63,7 +63,7 @@ class Job:
 
 @dataclass
 class JobResult:
-    """How a job ended.
+    """The result of a job that has ended.
 
     Attributes:
         status: exit status; 0 if it is done.

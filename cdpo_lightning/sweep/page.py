@@ -1,4 +1,4 @@
-"""Writes the HTML page of a sweep again as jobs end, so that one can follow it."""
+"""Writes the HTML page of a sweep each time jobs end, to show the progress."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from cdpo_lightning.errors import CDPOError
 from cdpo_lightning.report.sweep.report_files import build_sweep
 
-_MAX_SHARE = 0.05  # of the time of a running sweep that may be spent on its page
+_MAX_SHARE = 0.05  # largest share of a running sweep's time for writing its page
 
 
 class LivePage:
-    """Writes `report/` in the folder of the sweep; during the sweep only the page, at intervals that keep it cheap."""
+    """Writes `report/` in the folder of the sweep; during the sweep only the page, and not too often (`_MAX_SHARE`)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

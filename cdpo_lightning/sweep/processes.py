@@ -1,4 +1,4 @@
-"""The processes of a job: one process group each, stopped together; jobs that a killed sweep left running are found again.
+"""Starts, watches and stops the processes of jobs, one process group each; adopts jobs that a killed sweep left running.
 
 The locks are plain `flock`, not filelock: the process of the job inherits the locked file, and keeps the lock if the sweep ends.
 """

@@ -1,1 +1,1 @@
-"""Training with Lightning: one fit, and the modules, data modules, callbacks and strategies that it is given."""
+"""Training with Lightning: the fit of one stage, and its modules, data modules, callbacks and strategies."""

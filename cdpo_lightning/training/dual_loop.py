@@ -1,4 +1,4 @@
-"""What a round of the dual loop measures: on which prompts, with how many samples, under which seeds."""
+"""The settings of the dual loop, and the measurement of one round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cdpo_lightning.streams import Stream, stream_seed
 
 @dataclass(frozen=True)
 class DualLoop:
-    """The constraints of a run, and how often and on how many samples they are measured."""
+    """The constraints and their update, and how often and on how many samples the constraints are measured."""
 
     constraints: Sequence[Constraint]
     update: Update | None  # None: lambda stays
@@ -27,16 +27,16 @@ class DualLoop:
     seed: int
 
     def round_prompts(self, count: int, number: int) -> Tensor:
-        """Return the numbers of the prompts of a round, in ascending order, of `count` prompts."""
+        """Return the numbers of the prompts of round `number`, drawn from `count` prompts, in ascending order."""
         return choose_prompts(count, self.prompts, stream_seed(self.seed, Stream.DUAL_PROMPTS, number))
 
     def samples_seed(self, number: int) -> int:
-        """Return the seed of the samples of a round."""
+        """Return the seed of the samples of round `number`."""
         return stream_seed(self.seed, Stream.DUAL_SAMPLES, number)
 
 
 def measure_round(loop: DualLoop, evaluator: PolicyEvaluator, model: nn.Module, prompts: Sequence[str], number: int) -> Measurement:
-    """Return the measurement of a round's samples; their prompts are numbered among all `prompts` of the run."""
+    """Return the measurement of the model's samples in round `number`; prompt numbers refer to `prompts`, all those of the run."""
     chosen = loop.round_prompts(len(prompts), number)
     measured = evaluator.measure(model, [prompts[i] for i in chosen.tolist()], loop.samples_per_prompt, loop.samples_seed(number))
     return replace(measured, prompt=chosen[measured.prompt])

@@ -42,7 +42,7 @@ _IGNORED_WARNINGS = (  # of Lightning: the cause is intended, or cannot be chang
 
 @dataclass(frozen=True)
 class FitStage:
-    """What `fit` must know about a stage.
+    """The settings of one stage.
 
     Attributes:
         name: `sft`, `reward`, `cost` or `policy`, which is also the section of the configuration.
@@ -61,7 +61,7 @@ class FitStage:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What all stages of a run have in common.
+    """The settings that all stages of a run share.
 
     Attributes:
         trainer: the section `trainer` of the configuration.

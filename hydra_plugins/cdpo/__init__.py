@@ -1,1 +1,1 @@
-"""What Hydra finds of ours: the launcher of `-m`, the folder `sweeps/`, and the search that asks Optuna."""
+"""Our Hydra plugins: the launcher of `-m`, the search path with `sweeps/`, and the search with Optuna."""

@@ -140,8 +140,8 @@ def test_a_run_prints_no_line_of_another_library(execute: Execute, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_sweep_names_the_refused_job_and_does_the_others(execute: Execute, tmp_path: Path) -> None:
-    places = ["run_dir=runs/${hydra:job.num}", "artifacts_dir=store", "hydra.sweep.dir=sweep"]
-    status, output, errors = execute("-m", *TINY, *places, "policy.beta=-1,0.5", "stages=[sft]")
+    folders = ["run_dir=runs/${hydra:job.num}", "artifacts_dir=store", "hydra.sweep.dir=sweep"]
+    status, output, errors = execute("-m", *TINY, *folders, "policy.beta=-1,0.5", "stages=[sft]")
     assert status == 2
     assert only_line(errors).startswith("error: job 0 (policy.beta=-1): policy.beta=-1: ")
     assert [path.parent.name for path in (tmp_path / "runs").glob("*/metrics.json")] == ["1"]
@@ -193,10 +193,10 @@ def test_a_mistake_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_run_in_a_process_of_its_own_is_silent_on_standard_error(tmp_path: Path) -> None:
-    places = ["run_dir=here", "artifacts_dir=store"]
+    folders = ["run_dir=here", "artifacts_dir=store"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DS_", "PYTHONWARN"))}
     result = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *TINY, *places],
+        [sys.executable, str(ROOT / "run.py"), *TINY, *folders],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""What policies and scorers are said to be worth, by hand."""
+"""The metrics of policies and scorers, compared with values computed by hand."""
 
 import json
 import math

@@ -248,7 +248,7 @@ def test_effective_sample_size_hand_values():
         (5.0, 0.5, 0.1, None, "saturated"),  # the reachable cost is not known
         (5.0, 0.5, 0.1, 0.2, "infeasible"),  # beats saturated
         (0.0, 0.1, 0.1, 0.2, "infeasible"),  # beats pinned
-        (1.0, -0.5, 0.1, 0.2, "none"),  # the policy found cheaper answers than those seen before
+        (1.0, -0.5, 0.1, 0.2, "none"),  # the policy samples cheaper answers than those seen before
     ],
 )
 def test_alarms(lam, violation, standard_error, minimum_cost, expected):

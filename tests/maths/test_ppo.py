@@ -48,7 +48,7 @@ def test_generalised_advantage_by_hand():
     """gamma 0.5, lambda 0.5; rewards 1, 2, 3, values 4, 2, 6.
 
     d = 1 + 1 - 4 = -2; 2 + 3 - 2 = 3; 3 - 6 = -3. A_3 = -3, A_2 = 3 - 3/4 = 2.25, A_1 = -2 + 2.25/4 = -1.4375.
-    The second episode has one token: d = 1 - 4 = -3, whatever stands in its padding.
+    The second episode has one token: d = 1 - 4 = -3, whatever its padding holds.
     """
     reward, value = numbers([1.0, 2.0, 3.0], [1.0, 7.0, 7.0]), numbers([4.0, 2.0, 6.0], [4.0, 8.0, 8.0])
     advantage, returns = generalised_advantage(reward, value, MASK, 0.5, 0.5)

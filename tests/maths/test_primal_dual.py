@@ -94,7 +94,7 @@ def test_at_lambda_0_the_policy_is_held_to_pi_rhat():
 def test_binary_feedback_is_unbiased(cost):
     """200,000 estimates: the mean is the cost to 4.5 standard errors, and so is the dual step that is taken from it.
 
-    The oracle is asked 1/p + 1/(1 - p) - 1 times on average, until it has said both.
+    The oracle is queried 1/p + 1/(1 - p) - 1 times on average, until it has given both answers.
     """
     count = 200_000
     estimate, requested = binary_feedback(torch.full((count,), cost), 10**6, torch.Generator().manual_seed(1))

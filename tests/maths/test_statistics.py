@@ -170,5 +170,5 @@ def test_no_values_are_refused(summary):
 def test_the_covariance_within_clusters_by_hand():
     """Cluster 0: (1, 3) and (2, 6), covariance 1/2 * 2 * ... = 1 * 3 / 2; cluster 1: constant second value; their mean is 0.75."""
     values = torch.tensor([[1.0, 2.0, 5.0, 9.0], [3.0, 6.0, 1.0, 1.0]])
-    found = statistics.within_cluster_covariance(values, torch.tensor([7, 7, 2, 2]))
-    torch.testing.assert_close(found, torch.tensor([[(0.5 + 8) / 2, 0.75], [0.75, 4.5 / 2]], dtype=torch.float64))
+    result = statistics.within_cluster_covariance(values, torch.tensor([7, 7, 2, 2]))
+    torch.testing.assert_close(result, torch.tensor([[(0.5 + 8) / 2, 0.75], [0.75, 4.5 / 2]], dtype=torch.float64))

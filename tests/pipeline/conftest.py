@@ -108,7 +108,7 @@ def settings(config, tmp_path):
 
 
 class Screen:
-    """Keeps what is said."""
+    """A screen that keeps the printed lines."""
 
     progress = False
 

@@ -37,7 +37,7 @@ def test_a_kept_model_is_in_evaluation_mode(inference, make_model):
 
 
 def test_an_offloaded_model_is_in_the_hosts_memory_and_works_as_before(inference, make_model):
-    """On the CPU both places are the same memory; the device on which it will work is noted."""
+    """On the CPU both memories are the same; the device on which it will work is noted."""
     model = make_model()
     expected = inference.logp(model, ROWS)
     kept = replace(inference, offload=True).keep(model.train())

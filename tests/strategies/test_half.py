@@ -17,7 +17,7 @@ from cdpo_lightning.training.strategies import hardware_arguments
 ROWS = [((3, 4), [(5, 6, 1), (7, 1)])]
 
 
-# Asked by Lightning at every fit; `cdpo_lightning.training.fit` ignores it.
+# Lightning warns of it at every fit; `cdpo_lightning.training.fit` ignores the warning.
 @pytest.mark.filterwarnings("ignore:The `srun` command is available")
 def test_a_policy_trains_with_bf16_weights_on_a_float32_batch():
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,7 +1,7 @@
-"""What a preference method fits: its labels, its temperature, and the utility that its optimum weighs the reference with.
+"""The objectives of preference methods: the labels, the temperature of the loss, and the utility of the optimum.
 
-Every objective has the optimum `reference * exp(utility / beta)`, so that methods differ in these few functions alone. The
-reference is the pair table's: pi_ref, or pi_rhat in the second stage of PD-DPO. M pairs, N responses.
+Every objective has the optimum `reference * exp(utility / beta)`, so methods differ in these few functions only. The reference is
+that of the pair table: pi_ref, or pi_rhat in the second stage of PD-DPO. M pairs, N responses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cdpo_lightning.maths.primal_dual import temperature
 
 
 class Objective(Protocol):
-    """What the loss is given, as functions of the multipliers."""
+    """The inputs of the loss, as functions of the multipliers."""
 
     @property
     def relabels(self) -> bool:
@@ -28,11 +28,11 @@ class Objective(Protocol):
         ...
 
     def target(self, table: PairTable, dual: DualState) -> Tensor:
-        """Return the label of each pair, [M]: the (probability of the) preference for response_1."""
+        """Return the label of each pair, [M]: the probability that response_1 is preferred."""
         ...
 
     def utility(self, scores: Scores, prompt: Tensor, dual: DualState) -> Tensor:
-        """Return what the optimum weighs the table's reference with, reward units, shape of the scores."""
+        """Return the utility u of the optimum reference * exp(u / beta), reward units, the shape of the scores."""
         ...
 
     def temperature(self, dual: DualState) -> float:
@@ -58,7 +58,7 @@ class LagrangianPreference:
         return utility(scores, self.constraints, dual, prompt)
 
     def temperature(self, dual: DualState) -> float:
-        """Return beta, whatever the multipliers."""
+        """Return beta, which does not depend on the multipliers."""
         return self.beta
 
 
@@ -81,7 +81,7 @@ class CostPreference:
     def target(self, table: PairTable, dual: DualState) -> Tensor:
         """Return P(response_1 safer) = sigma(c(0) - c(1)), [M], or one draw of it."""
         first, second = self._safety(table, dual)[table.pair_M2].unbind(1)
-        other_draw = table.draw_M * 2**20 % 1  # its lower bits: independent of the upper ones, which the reward's label took
+        other_draw = table.draw_M * 2**20 % 1  # the lower bits, independent of the upper ones, which decide the reward labels
         return preference_target(preference_probability(first, second), other_draw, self.labels)
 
     def _safety(self, table: PairTable, dual: DualState) -> Tensor:
@@ -95,17 +95,17 @@ class CostPreference:
         return sum(dual.lam[c.name] for c in self.constraints)
 
     def utility(self, scores: Scores, prompt: Tensor, dual: DualState) -> Tensor:
-        """Return -sum_k lambda_k phi_k: the reward is in pi_rhat."""
+        """Return -sum_k lambda_k phi_k, without the reward, because the table's reference is pi_rhat."""
         return utility({**scores, REWARD: torch.zeros_like(scores[REWARD])}, self.constraints, dual, prompt)
 
     def temperature(self, dual: DualState) -> float:
-        """Return beta / lambda, bounded where lambda is near 0."""
+        """Return beta / lambda, bounded for lambda near 0 (see `maths.primal_dual.temperature`)."""
         return temperature(self.beta, self._total(dual))
 
 
 @dataclass(frozen=True)
 class FixedLabels:
-    """Another objective on labels that do not come from scores: annotators', or safety first."""
+    """Another objective with fixed labels in place of its own: those of annotators, or those that prefer safe responses."""
 
     objective: Objective
     label_M: Tensor

@@ -1,4 +1,4 @@
-"""Pairs of one prompt gathered into rows, so that a response which several pairs share is read once."""
+"""Groups the pairs of a prompt into rows, so that a response that several pairs share is read once."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cdpo_lightning.streams import Stream, generator
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A prompt, the different responses of some of its pairs, and those pairs as places among the responses."""
+    """A prompt with some of its pairs and the distinct responses of these pairs."""
 
     number: int  # of the prompt
     prompt: tuple[int, ...]
     responses: list[tuple[int, ...]]
     members: list[int]  # the responses' numbers in the table
     pairs: list[int]  # the pairs' numbers in the table
-    local: list[tuple[int, int]]  # the pairs as places in `responses`
+    local: list[tuple[int, int]]  # the pairs as indices into `responses`
 
 
 def prompt_groups(table: PairTable, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Pair numbers in groups of at most `size` of one prompt, drawn anew for every (seed, epoch) and by nothing else."""
+    """Return the numbers of all pairs in random groups of at most `size` pairs of one prompt; they depend on (seed, epoch)."""
     order = torch.randperm(len(table), generator=generator(seed, Stream.PAIR_GROUPS, epoch))
     prompt = table.prompt_N[table.pair_M2[order, 0]]
     order = order[prompt.argsort(stable=True)]
@@ -38,7 +38,7 @@ def prompt_groups(table: PairTable, size: int, seed: int, epoch: int) -> list[li
 
 
 def group_rows(table: PairTable, groups: Sequence[Sequence[int]]) -> list[GroupRow]:
-    """One row a group; equal responses are one."""
+    """Return one row for each group of pairs; equal responses are merged."""
     ends = table.pair_M2.tolist()
     return [_row(table, list(group), [ends[pair] for pair in group]) for group in groups]
 

@@ -33,7 +33,7 @@ class PairTable:
         return preference_probability(first, second)
 
     def target(self, utility_N: Tensor, labels: str) -> Tensor:
-        """Return the label of each pair, [M]: the (probability of the) preference for response_1 under the utility [N]."""
+        """Return the label of each pair, [M]: the probability that response_1 is preferred under the utility [N]."""
         return preference_target(self.probability(utility_N), self.draw_M, labels)
 
     def lowest(self, value_N: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class PairTable:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], prompts: tuple[tuple[int, ...], ...]) -> PairTable:
-        """Return the table whose `state` is given."""
+        """Return the table with this state, a result of `state`."""
         rest = {name: value for name, value in state.items() if name != "responses"}
         return cls(prompts=prompts, responses=tuple(tuple(r) for r in state["responses"]), **rest)
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, through peft): the weights of a model are frozen, and small matrices added to them are trained.
 
-The reference is the model without adapters. It shares its weights with the policy: both agree exactly before the first step and
-take the memory of one model.
+The reference is the model without adapters and shares its weights with the policy. So both agree exactly before the first step,
+and together need the memory of one model.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ADAPTER = "lora_"  # part of the name of every parameter of an adapter
 
 
 def with_adapters(model: nn.Module, config: ModelConfig, seed: int, share: bool = True) -> nn.Module:
-    """Return a copy of the model with adapters, which do not change its output yet, or with those that it already has.
+    """Return a copy of the model with adapters: new ones, which do not change its output, or those that it already has.
 
-    Everything but the adapters is frozen.
+    Everything except the adapters is frozen.
 
     Args:
-        share: share the frozen weights with `model`, do not copy them.
+        share: share the frozen weights with `model` in place of copying them.
 
     Raises:
         ModelError: peft is not installed.

@@ -68,7 +68,7 @@ def block_mask(rows: PackedRows) -> BlockMask:
 
 
 def _row_layout(rows: PackedRows) -> Tensor:
-    """Return how to take the joined row apart into padded rows, integers [4, B, 1, T].
+    """Return the indices that convert the joined row to padded rows and back, integers [4, B, 1, T].
 
     In order: the index of each position in the joined row (N: padding); the flat positions in the order of the joined row, padding
     last; the numbers of segment and prompt. The shape is that of a mask, which transformers passes on unchanged.
@@ -80,7 +80,7 @@ def _row_layout(rows: PackedRows) -> Tensor:
 
 
 class _PadRows(torch.autograd.Function):
-    """Tokens of the joined row [N, H, D] to padded rows [B, T, H, D]. Padding holds some token, which only padding attends to."""
+    """Converts the joined row [N, H, D] to padded rows [B, T, H, D]. Padding is an arbitrary token; only padding attends to it."""
 
     @staticmethod
     def forward(ctx: Any, x_NHD: Tensor, index_BT: Tensor, real_N: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class _PadRows(torch.autograd.Function):
 
 
 class _JoinRows(torch.autograd.Function):
-    """The reverse of `_PadRows`: padded rows [B, T, H, D] to the tokens of the joined row [N, H, D]."""
+    """Converts padded rows [B, T, H, D] to the joined row [N, H, D], the inverse of `_PadRows`."""
 
     @staticmethod
     def forward(ctx: Any, x_BTHD: Tensor, index_BT: Tensor, real_N: Tensor) -> Tensor:
@@ -116,13 +116,13 @@ def _block_attention(
 
 
 def _float32_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> AttentionOutput:
-    """Attention in float32. A mask of integers is a `_row_layout`.
+    """Compute the attention in float32; a mask of integers is a `_row_layout`.
 
     A single token is left to `sdpa`: converting the whole key-value cache for it would cost more than it saves.
     """
     if mask is not None and mask.dtype == torch.int64:
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
-            # What compiled layers compute again in the backward pass is everything but the attention itself.
+            # Compiled layers compute everything except the attention itself again in the backward pass.
             keep = partial(create_selective_checkpoint_contexts, [_CPU_FLASH_ATTENTION])
             return checkpoint(_joined_row_attention, module, q, k, v, mask, options, use_reentrant=False, context_fn=keep), None
         return _joined_row_attention(module, q, k, v, mask, options), None

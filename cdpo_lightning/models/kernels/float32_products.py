@@ -1,4 +1,4 @@
-"""A bf16 model whose layers multiply in float32, for processors without matrix units for bf16."""
+"""Makes the layers of a bf16 model multiply in float32, for processors without matrix units for bf16."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Float32Linear(nn.Linear):
 
 
 def multiply_in_float32(model: nn.Module, device: torch.device) -> None:
-    """Have the layers of a bf16 model multiply in float32, if that is faster on `device`; the weights stay as they are.
+    """Make the layers of a bf16 model multiply in float32, if that is faster on `device`; the weights stay bf16.
 
-    The head is left as it is: in sampling it works on a few rows at a time, and in training `token_logp` replaces it. Attention is
-    left as it is where the model does not pass the layout of joined rows on to it.
+    The head is not changed: in sampling it multiplies only a few rows at a time, and in training `token_logp` replaces it. The
+    attention is not changed if the model does not pass the layout of joined rows on to it.
     """
     if not faster_in_float32(device):
         return

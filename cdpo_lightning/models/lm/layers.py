@@ -56,7 +56,9 @@ def require_compiler(device: torch.device) -> None:
     """
     name = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(name) is None:
-        raise ModelError(f"model.compile=true: expected a C++ compiler, found no {name}; install one, or set model.compile=false")
+        raise ModelError(
+            f"model.compile=true: expected a C++ compiler, there is no {name}; install one, or set model.compile=false"
+        )
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def _groups_of_similar_length(prompts: Sequence[Sequence[int]]) -> list[Sequence
 
 
 class _Batch:
-    """Sequences that are sampled together; ended ones are removed, so that no time is spent on them."""
+    """Sequences that are sampled together; ended ones are removed to save time."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, uniform: Tensor) -> None:
         self.model, self.uniform = model, uniform

@@ -1,1 +1,1 @@
-"""Evaluation and export of the trained policies, and of policies from outside."""
+"""Evaluates and exports the trained policies, and evaluates external ones."""

@@ -1,4 +1,4 @@
-"""Trained policies and score models as ordinary Hugging Face folders, with a card that states the convention."""
+"""Exports trained policies and score models as ordinary Hugging Face folders, with a card that states the sign of the cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ constraint is E[cost] <= C_limit, expectations over the policy's own samples at 
 
 
 def card(who: str, config: RunConfig, metrics: Mapping[str, Any]) -> str:
-    """The model card: beta, C_limit, lambda and what was measured; what was not measured is left out."""
+    """Return the model card of a policy: beta, C_limit, lambda and the results; results that are not known are left out."""
     facts: dict[str, Any] = {"beta": config.policy.beta, "C_limit": config.constraint.c_limit}
     facts["lambda after the last round"] = metrics.get("dual/lambda" if who == config.who else f"dual/{who}/lambda")
     facts |= {"E[reward]": metrics.get(f"eval/{who}/reward_mean"), "E[cost]": metrics.get(f"eval/{who}/cost_mean")}
@@ -44,7 +44,10 @@ def card(who: str, config: RunConfig, metrics: Mapping[str, Any]) -> str:
 
 
 def export_policy(model: nn.Module, tokenizer: Any, folder: Path, who: str, config: RunConfig, metrics: Mapping[str, Any]) -> None:
-    """Writes weights (safetensors), tokenizer and card to `folder`, whole or not at all; of adapters what `lora_merge` says."""
+    """Write weights (safetensors), tokenizer and card to `folder`, atomically.
+
+    Adapters are merged into the weights, or exported alone if `model.lora_merge` is false.
+    """
     text = card(who, config, metrics)
     if adapters.has_adapters(model) and not config.model.lora_merge:
         _write(lambda location: adapters.save(model, config.model, location), tokenizer, folder, text)
@@ -67,11 +70,11 @@ It reads prompt and response as one text, in the template `{template}`, with the
 
 
 def export_scorer(scorer: Scorer, folder: Path, kind: str) -> None:
-    """Writes a score model trained here as `AutoModelForSequenceClassification` reads it; one from outside is there already."""
+    """Write a score model that this run trained, in the format of `AutoModelForSequenceClassification`; write no other scorer."""
     if not isinstance(scorer, ModelScorer) or not isinstance(scorer.model, ScoreModel) or scorer.published:
         return
     tokenizer = copy.deepcopy(scorer.tokenizer)
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:  # transformers finds the last token by the id of the padding
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:  # transformers locates the last token by the id of the padding
         others = (tokenizer.unk_token, tokenizer.bos_token)
         tokenizer.pad_token = next((token for token in others if token not in (None, tokenizer.eos_token)), tokenizer.pad_token)
     sign = "**Above 0 is harmful**, lower is safer." if kind == "cost" else "Higher is better."
@@ -81,7 +84,7 @@ def export_scorer(scorer: Scorer, folder: Path, kind: str) -> None:
 
 
 def _classifier(model: ScoreModel, unit: float, pad: int) -> Any:
-    """The score model as transformers' own class, on the same weights; the head's are in units."""
+    """Return the score model as an instance of transformers' own class, with the head's weights divided by `unit`."""
     config: Any = copy.deepcopy(model.backbone.config)
     config.num_labels, config.pad_token_id = 1, pad
     with torch.device("meta"):

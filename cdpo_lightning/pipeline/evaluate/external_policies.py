@@ -1,4 +1,4 @@
-"""Policies from outside: any Hugging Face model, to be evaluated like those trained here."""
+"""External policies: any Hugging Face model, evaluated like the policies that a run trains."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from cdpo_lightning.text.templates import Encoder
 
 
 def with_first_policy_as_reference(config: RunConfig) -> RunConfig:
-    """Return the configuration with the first external policy as its model, where it has no model of its own; no SFT then.
+    """Return the configuration; without a `model.path`, with the first external policy as its model and without SFT.
 
     Raises:
-        ConfigError: a score model would have to be trained on that policy, and would be another one for every policy.
+        ConfigError: without a `model.path`, `reward.path` or `cost.path` is empty; score models trained on the external policy
+            would differ from policy to policy.
     """
     if not config.external_only:
         return config
@@ -30,7 +31,7 @@ def with_first_policy_as_reference(config: RunConfig) -> RunConfig:
 
 
 def external_candidates(config: RunConfig, setup: EvaluationSetup) -> list[Candidate]:
-    """Return the external policies, after the reference (which may be the model after SFT) unless the first of them is it."""
+    """Return the external policies, preceded by the reference unless the first of them is the reference."""
     is_reference = _model(config, config.external_policies[0]) == config.model
     reference = [] if is_reference else make_candidates(setup.evaluator.reference, {}, "sft" in config.stages)
     pairs = zip(config.external_names, config.external_policies, strict=True)
@@ -38,15 +39,15 @@ def external_candidates(config: RunConfig, setup: EvaluationSetup) -> list[Candi
 
 
 def _model(config: RunConfig, path: str) -> ModelConfig:
-    """Return the run's model settings with the folder or `owner/name@revision` as its model: same template, same lengths."""
+    """Return the run's model settings (template, lengths) for another model: a folder, or `owner/name@revision`."""
     name, _, revision = (path, "", "") if Path(path).exists() else path.partition("@")
     return replace(config.model, path=name, gguf_file="", revision=revision or None)
 
 
 def _candidate(config: RunConfig, setup: EvaluationSetup, who: str, path: str) -> Candidate:
-    """Return the policy with its own tokenizer.
+    """Return the external policy, with an encoder of its own unless it can share that of the reference.
 
-    Its KL to the reference is measured only where both read the same tokens and it is not the reference itself.
+    The encoder is shared, and the KL to the reference measured, if both have the same tokenizer and are different models.
     """
     own = _model(config, path)
     require_context(own)

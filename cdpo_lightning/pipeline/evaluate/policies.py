@@ -1,4 +1,4 @@
-"""What every policy is worth: by its own samples, by further benchmarks, and in the closed-form world exactly."""
+"""Evaluates all policies: on their own samples, on refusal prompts and TruthfulQA, and exactly in the closed-form world."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from cdpo_lightning.text.templates import Encoder
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy and its names. One that reads other tokens than the reference has an encoder of its own, and no KL to it."""
+    """A policy to evaluate, and the names to report its results under."""
 
     model: nn.Module
     names: tuple[str, ...]
-    encoder: Encoder | None = None
+    encoder: Encoder | None = None  # of a policy with another tokenizer than the reference; it has no KL to the reference
 
 
 def make_candidates(reference: nn.Module, policies: dict[str, nn.Module], has_sft: bool) -> list[Candidate]:
-    """Return the reference and every policy, once each; the reference is called `sft` too where it is the model after SFT."""
+    """Return the reference and every policy, once each; the reference is also named `sft` if it is the model after SFT."""
     names = ("reference", "sft") if has_sft or "sft" in policies else ("reference",)
     others = [Candidate(policy, (who,)) for who, policy in policies.items() if who != "sft"]
     return [Candidate(reference, names), *others]
@@ -67,7 +67,7 @@ def evaluate_by_samples(
 
 
 def _refusals(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], folder: Path, screen: Screen) -> Metrics:
-    """Return `eval/<who>/refusal/*`; write every response, with whether it was recognised as a refusal, to refusals.jsonl."""
+    """Return `eval/<who>/refusal/*`; write every response, and whether it is a refusal, to refusals.jsonl."""
     items = evenly_spaced(setup.corpus.refusal_prompts, config.evaluation.prompts)
     if not items:
         return {}
@@ -93,7 +93,7 @@ def _refusals(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Ca
 
 
 def _truthfulness(config: RunConfig, setup: EvaluationSetup, candidates: Sequence[Candidate], screen: Screen) -> Metrics:
-    """Return `eval/<who>/truthfulqa/*`."""
+    """Return `eval/<who>/truthfulqa/*` of every candidate; empty without TruthfulQA questions."""
     items, inference = evenly_spaced(setup.corpus.questions, config.evaluation.prompts), setup.inference
     metrics: Metrics = {}
     if not items:
@@ -108,7 +108,7 @@ def _truthfulness(config: RunConfig, setup: EvaluationSetup, candidates: Sequenc
 
 
 def evaluate_exactly(problem: ExactProblem | None, candidates: Sequence[Candidate], inference: Inference, folder: Path) -> Metrics:
-    """Return `exact/*` and `truth/*` in the closed-form world, and write frontier.csv; nothing elsewhere."""
+    """Return `exact/*` and `truth/*` of every candidate and write frontier.csv; do neither without an exact problem."""
     if problem is None:
         return {}
     metrics: Metrics = {**problem.metrics()}

@@ -1,1 +1,1 @@
-"""How each kind of method is trained: one module for each trainer that a method's specification can name."""
+"""The trainers that a method's specification can name, one module each."""

@@ -1,8 +1,8 @@
-"""The exploration bonus of O-PD-DPO, as a reference that is raised where little was seen.
+"""The exploration bonus of O-PD-DPO, added to log pi_ref of responses that are unlike those seen.
 
-The published bonus is a * ||phi(x,y)||_{Sigma^-1}, added to the objectives. phi is ours: the mean last hidden state of the frozen
-reference, of unit length. Ours is also how it enters: the optimum under r + a b is that under r against the reference
-pi_ref exp(a b / beta), so labels remain the oracles' own, sampled or not.
+The published bonus is b = a * ||phi(x,y)||_{Sigma^-1}, added to the objectives. phi is ours: the mean last hidden state of the
+frozen reference, scaled to unit length. It is also ours to add b / beta to log pi_ref: the optimum for the reward r + b is the
+optimum for r with the reference pi_ref exp(b / beta), so the labels need no change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Key = tuple[int, tuple[int, ...]]  # prompt number, response tokens
 
 
 class Exploration:
-    """Nats by which the table's reference is raised: `weight` b / temperature. A response's features are computed once."""
+    """Computes the bonus `weight` * ||phi||_{Sigma^-1} / temperature, in nats; the features of a response are computed once."""
 
     def __init__(self, reference: nn.Module, objective: Objective, weight: float, batch_size: int, precision: str) -> None:
         self._reference, self._objective, self._weight = reference, objective, weight
@@ -32,7 +32,7 @@ class Exploration:
         self._features: dict[_Key, Tensor] = {}
 
     def __call__(self, table: PairTable, dual: DualState) -> Tensor:
-        """Return the nats of every response of the table, [N]."""
+        """Return the bonus of every response of the table, nats, [N]."""
         keys = list(zip(table.prompt_N.tolist(), table.responses, strict=True))
         self._compute(table, [key for key in dict.fromkeys(keys) if key not in self._features])
         features = torch.stack([self._features[key] for key in keys])
@@ -40,7 +40,7 @@ class Exploration:
 
     @torch.no_grad()
     def _compute(self, table: PairTable, keys: list[_Key]) -> None:
-        """Compute the features of these responses."""
+        """Compute and keep the features of these responses."""
         rows = [(table.prompts[prompt], [response]) for prompt, response in keys]
         with on_device(self._reference) as device, precision_context(self._precision, device):
             for batch in sorted_batches([row_length(*row) for row in rows], self._batch_size):

@@ -1,4 +1,4 @@
-"""Which pairs a preference method learns from and by whose labels: the scores', or those of annotators."""
+"""The pairs that a preference method is trained on, with labels from the scores or from annotators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _labels(labels: Sequence[int | None]) -> Tensor:
 
 
 def unsafe_flags(pairs: Sequence[PreferencePair], table: PairTable) -> Tensor:
-    """Return whether each response of each pair is unsafe, bool [M, 2]: as labelled, else by the sign of its cost."""
+    """Return whether each response of each pair is unsafe, bool [M, 2], by its label; without a label, whether its cost is > 0."""
     by_cost = (table.scores["cost"][table.pair_M2] > 0).tolist()
     rows = [
         [cost if safe is None else not safe for safe, cost in zip(pair.safe, own, strict=True)]
@@ -43,9 +43,9 @@ def unsafe_flags(pairs: Sequence[PreferencePair], table: PairTable) -> Tensor:
 
 
 def select_pairs(pairs: TrainingPairs, method: ResolvedMethod, objective: Objective) -> tuple[PairTable, Objective]:
-    """Return the pairs that a method trains on and the objective with their labels.
+    """Return the pairs that a method is trained on, and its objective.
 
-    All pairs and the objective's own labels, unless annotators or safety decide.
+    These are all pairs and `objective`, unless the method takes annotators' labels or prefers safe responses (SafeDPO).
     """
     table = pairs.table
     if not (method.human or method.spec.safety_first):
@@ -57,10 +57,10 @@ def select_pairs(pairs: TrainingPairs, method: ResolvedMethod, objective: Object
 
 
 def with_labels(table: PairTable, label: Tensor, objective: Objective, who: str) -> tuple[PairTable, Objective]:
-    """Return the pairs that have a label (the others' is nan), and the objective on these labels.
+    """Return the pairs with a label that is not nan, and the objective with these labels.
 
     Raises:
-        DataError: no pair has one.
+        DataError: no pair has a label.
     """
     kept = (~label.isnan()).nonzero()[:, 0]
     if not len(kept):

@@ -1,4 +1,4 @@
-"""PPO-Lagrangian (Safe RLHF) on the run's scorers and prompts."""
+"""Trains PPO-Lagrangian (Safe RLHF) with the run's scorers and prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cdpo_lightning.training.modules.ppo import PPOModule
 
 
 def train_ppo(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> TrainedPolicy:
-    """Return the actor after the last round."""
+    """Return the policy of PPO-Lagrangian: the actor after the last round."""
     lam, start_compute = start_lambda(inputs, method.constraint, method.policy.beta, screen)
     layers, reference = inputs.trainables.model.trainable_layers, inputs.evaluator.reference
     actor = freeze_lower_layers(copy.deepcopy(reference).requires_grad_(True), layers)

@@ -1,5 +1,7 @@
-"""The methods that fit preferences of pairs once: C-DPO with its dual loop or a fixed lambda, plain DPO, SafeDPO; and `fit_pairs`,
-which the two stages of PD-DPO share with them."""
+"""The methods that fit a policy to preference pairs in one stage: C-DPO with its dual loop or a fixed lambda, DPO, SafeDPO.
+
+`fit_pairs` also trains each of the two stages of PD-DPO.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ from cdpo_lightning.training.modules.policy import PolicyModule
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """A policy and what its training measured."""
+    """A trained policy with the metrics of its training."""
 
     model: nn.Module
     dual: Metrics  # `dual/*` of the last round
@@ -44,7 +46,7 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class PairFit:
-    """One fit of a policy to pairs."""
+    """The settings of one fit of a policy to pairs."""
 
     who: str  # the policy's name in the history
     folder: Path  # of its checkpoints
@@ -52,7 +54,7 @@ class PairFit:
     loop: DualLoop
     table: PairTable
     objective: Objective
-    start: nn.Module  # the policy before the first step, and the table's reference
+    start: nn.Module  # the policy before the first step; also the reference of the table's log-probabilities
     evaluator: PolicyEvaluator
     dual: DualState
     anchor: PairTable | None = None
@@ -62,7 +64,7 @@ class PairFit:
 
 @dataclass(frozen=True)
 class FittedPolicy:
-    """What `fit_pairs` returns."""
+    """The policy of `fit_pairs` with the state of its dual loop and the metrics of its training."""
 
     model: nn.Module
     dual: DualState
@@ -87,7 +89,7 @@ def make_loop(method: ResolvedMethod, constraints: tuple[Constraint, ...], seed:
 
 
 def fit_pairs(task: PairFit, inputs: MethodInputs, screen: Screen) -> FittedPolicy:
-    """Return the policy after the last epoch, the multipliers and all that the dual loop remembers."""
+    """Fit a policy to pairs; return it after the last epoch, with the state of the dual loop."""
     policy = task.policy
     data = PairDataModule(task.table, policy, task.objective, task.dual, inputs.settings.seed, task.anchor, task.exploration_bonus)
     module = PolicyModule(inputs.trainables.copy_of(task.start), policy)
@@ -111,7 +113,7 @@ def fit_pairs(task: PairFit, inputs: MethodInputs, screen: Screen) -> FittedPoli
 
 
 def train_preference(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> TrainedPolicy:
-    """Return the policy of C-DPO, or of a method that differs from it in labels and lambda alone."""
+    """Return the policy of C-DPO, or of a method that differs from C-DPO only in its labels and its lambda."""
     lam, start_compute = start_lambda(inputs, method.constraint, method.policy.beta, screen)
     anchor, anchor_compute = anchor_table(inputs, method.policy)
     loop = make_loop(method, tuple(inputs.constraints), inputs.settings.seed)
@@ -135,18 +137,18 @@ def train_preference(inputs: MethodInputs, method: ResolvedMethod, screen: Scree
 
 
 def _label_compute(inputs: MethodInputs, method: ResolvedMethod, responses: int) -> ComputeBudget:
-    """Return what the labels of the data set took: the scores that they depend on."""
+    """Return the compute of the labels: the forward passes of the scorers that they depend on."""
     scorers = 0 if method.human else 1 if method.constraint.kind == "none" else len(inputs.evaluator.scorers)
     return ComputeBudget(scorer_forwards=scorers * responses)
 
 
 def shown_multipliers(dual: DualState) -> dict[str, float]:
-    """Return the multipliers as the screen shows them: `lambda` where there is one, else by constraint name."""
+    """Return the multipliers as the screen shows them: `lambda` if there is one, else `lambda <constraint>` each."""
     return {"lambda" if len(dual.lam) == 1 else f"lambda {name}": lam for name, lam in dual.lam.items()}
 
 
 def policy_metrics(fitted: FittedPolicy, method: ResolvedMethod, loop: DualLoop, start: dict[str, float]) -> Metrics:
-    """Return `dual/*` of a policy: the multipliers, the last round, and what all rounds took."""
+    """Return `dual/*` of a policy: multipliers, last round, and the counts over all rounds; empty without a constraint."""
     if method.constraint.kind == "none":
         return {}
     metrics: Metrics = dual_metrics(loop.constraints, fitted.dual, start)

@@ -1,5 +1,8 @@
-"""PD-DPO in two stages: DPO on reward preferences gives pi_rhat; then DPO on cost preferences against it, while a safety oracle's
-answers update lambda. With lambda fixed it is SACPO; on its own samples and with a bonus, O-PD-DPO."""
+"""PD-DPO, in two stages: DPO on reward preferences gives pi_rhat; then DPO on cost preferences with pi_rhat as reference.
+
+In the second stage the answers of a safety oracle update lambda. With a fixed lambda it is SACPO; with pairs of the policy's own
+samples and an exploration bonus it is O-PD-DPO.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ from cdpo_lightning.training.dual_loop import measure_round
 
 
 def feedback_of(config: PrimalDualConfig) -> Feedback:
-    """Return what the dual update is given: the cost scores, or the answers of a binary oracle in place of them."""
+    """Return the source of the dual update's values: the cost scores, or estimates from the answers of a binary oracle."""
     if config.feedback == "score":
         return exact_feedback
 
-    def ask(cost: Tensor, seed: int) -> Tensor:
+    def query(cost: Tensor, seed: int) -> Tensor:
         return binary_feedback(cost, config.asks, torch.Generator().manual_seed(seed))[0]
 
-    return ask
+    return query
 
 
 def complete_table(exact: ExactProblem, seed: int) -> PairTable:
-    """Return every pair of all responses of the closed-form world, with its constants."""
+    """Return a table of all responses of the closed-form world, with every pair of responses to each prompt."""
     prompts, count = exact.reference_logp.shape
     pairs = torch.combinations(torch.arange(count))
     every = (torch.arange(prompts)[:, None, None] * count + pairs).view(-1, 2)
@@ -56,13 +59,13 @@ def complete_table(exact: ExactProblem, seed: int) -> PairTable:
 
 
 def table_logp(inference: Inference, model: nn.Module, table: PairTable) -> Tensor:
-    """Return log pi of every response of the table, nats, [N]: kept in the table, so that pi_rhat is not needed in training."""
+    """Return log pi of every response of the table under the model, nats, [N]."""
     rows: list[TokenRow] = [(table.prompts[p], [y]) for p, y in zip(table.prompt_N.tolist(), table.responses, strict=True)]
     return inference.logp(model, rows)
 
 
 def train_primal_dual(inputs: MethodInputs, method: ResolvedMethod, screen: Screen) -> TrainedPolicy:
-    """Return the policy of PD-DPO; pi_rhat itself if every lambda ends at 0."""
+    """Return the policy of PD-DPO; pi_rhat itself if every multiplier is 0 at the end."""
     lam, start_compute = start_lambda(inputs, method.constraint, method.policy.beta, screen)
     both = _both_stages(inputs, method)
     rhat = fit_pairs(_reward_stage(both, inputs, method), inputs, screen)
@@ -75,14 +78,14 @@ def train_primal_dual(inputs: MethodInputs, method: ResolvedMethod, screen: Scre
     second = _with_objective(second, objective, safer_labels(inputs.pairs.records) if method.human else None, inputs, method)
     dual, step_compute = _first_step(second, inputs)
     fitted = fit_pairs(replace(second, dual=dual), inputs, screen)
-    labelled = 0 if method.human else len(inputs.evaluator.scorers) * len(table.responses)  # reward first, cost in the second stage
+    labelled = 0 if method.human else len(inputs.evaluator.scorers) * len(table.responses)  # rewards, then costs, once each
     compute = start_compute + step_compute + ComputeBudget(scorer_forwards=labelled) + rhat.compute + fitted.compute
     model = fitted.model if any(value > 0 for value in fitted.dual.lam.values()) else rhat.model
     return TrainedPolicy(model, policy_metrics(fitted, method, both.loop, lam), fitted.speed, compute)
 
 
 def _both_stages(inputs: MethodInputs, method: ResolvedMethod) -> PairFit:
-    """Return what both stages share; objective, labels and multipliers are set for each."""
+    """Return the settings that both stages share; each stage then sets its objective, labels and multipliers."""
     own = method.primal_dual
     policy = replace(method.policy, labels=own.labels, refresh=own.refresh, epochs=own.epochs)
     table = inputs.pairs.table
@@ -106,7 +109,7 @@ def _both_stages(inputs: MethodInputs, method: ResolvedMethod) -> PairFit:
 
 
 def _reward_stage(both: PairFit, inputs: MethodInputs, method: ResolvedMethod) -> PairFit:
-    """Return the first stage: DPO on reward preferences, lambda 0 throughout."""
+    """Return the settings of the first stage: DPO on reward preferences, with lambda = 0."""
     labels = better_labels(inputs.pairs.records) if method.human else None
     stage = replace(
         both,
@@ -121,7 +124,7 @@ def _reward_stage(both: PairFit, inputs: MethodInputs, method: ResolvedMethod) -
 def _with_objective(
     task: PairFit, objective: Objective, label: Tensor | None, inputs: MethodInputs, method: ResolvedMethod
 ) -> PairFit:
-    """Return the task with its objective, annotators' labels where there are any, and the exploration bonus where it is on."""
+    """Return the settings with the objective, with annotators' labels if given, and with the exploration bonus if it is on."""
     table, bonus, inference = task.table, method.primal_dual.bonus, inputs.inference
     if label is not None:
         table, objective = with_labels(table, label, objective, task.who)
@@ -130,9 +133,9 @@ def _with_objective(
 
 
 def _first_step(task: PairFit, inputs: MethodInputs) -> tuple[DualState, ComputeBudget]:
-    """Return the multipliers after a step on samples of pi_rhat, and what these took.
+    """Return the multipliers after one dual update on samples of pi_rhat, and its compute.
 
-    A loop that begins at lambda = 0 would learn nothing of the cost at first.
+    Without it a loop that starts at lambda = 0 would ignore the cost until the first round.
     """
     loop = task.loop
     if loop.update is None:

@@ -1,4 +1,4 @@
-"""What a method starts from: the multipliers before training, and the reference responses of the anchor."""
+"""The inputs of a method that are computed before training: the initial multipliers, and reference responses for the anchor."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from cdpo_lightning.streams import Stream, stream_seed
 def start_lambda(
     inputs: MethodInputs, config: ConstraintConfig, beta: float, screen: Screen
 ) -> tuple[dict[str, float], ComputeBudget]:
-    """Return lambda of every constraint before training, and what obtaining it took.
+    """Return the initial multiplier of every constraint, and the compute that it took.
 
-    0 without a constraint; a number; the root on samples of the reference (`one_shot`); or the exact one of the closed-form world.
+    `constraint.kind=none` gives 0. Else `constraint.lambda_init` is a number, `one_shot` (estimated on samples of the reference)
+    or `exact` (the closed-form world's solution).
 
     Raises:
-        ConfigError: `exact`, and no policy meets the limits.
+        ConfigError: `lambda_init` is `exact`, and no policy meets the limits.
     """
     names = [c.name for c in inputs.constraints]
     if config.kind == "none":
@@ -49,7 +50,7 @@ def _exact_lambda(inputs: MethodInputs) -> dict[str, float]:
 def _one_shot(
     inputs: MethodInputs, config: ConstraintConfig, beta: float, screen: Screen
 ) -> tuple[dict[str, float], ComputeBudget]:
-    """Return the multipliers that solve the problem on the reference's samples [CAN]."""
+    """Return the multipliers that solve the dual problem on samples of the reference [CAN], and the compute of the samples."""
     count = config.one_shot_samples
     measured = reference_samples(inputs, count)
     dual = DualState(lam={})
@@ -74,13 +75,13 @@ def _phi(constraint: Constraint, dual: DualState, measured: Measurement) -> torc
 
 
 def reference_samples(inputs: MethodInputs, per_prompt: int) -> Measurement:
-    """Return samples of the reference for all prompts, for `one_shot` and for the anchor."""
+    """Return the measurement of `per_prompt` samples of the reference for each prompt."""
     seed = stream_seed(inputs.settings.seed, Stream.DUAL_SAMPLES, 0)
     return inputs.evaluator.measure(inputs.evaluator.reference, inputs.pairs.prompts, per_prompt, seed)
 
 
 def anchor_table(inputs: MethodInputs, policy: PolicyConfig) -> tuple[PairTable | None, ComputeBudget]:
-    """Return reference responses for the anchor, None where it is off, and what drawing them took."""
+    """Return a table of reference responses for the anchor (None if it is off), and the compute of drawing them."""
     if policy.anchor == 0:
         return None, ComputeBudget()
     measured = reference_samples(inputs, policy.anchor_responses)

@@ -1,1 +1,1 @@
-"""What can be checked before anything is trained."""
+"""The pre-flight checks, before anything is trained."""

@@ -1,4 +1,4 @@
-"""What a run will take: memory of every rank, disk, stages and their steps, and what the store already has. All of it estimated."""
+"""Prints estimates for a run: the memory of each rank, the disk space, the steps of each stage, and what the store already has."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _GB = 1e9
 
 
 def _tokens(config: RunConfig) -> int:
-    """Tokens of one batch of the policy on one rank, every text at its longest."""
+    """Return the tokens of one batch of the policy on one rank, with every text at its maximum length."""
     model, policy, trainer = config.model, config.policy, config.trainer
     rows = math.ceil(policy.batch_size / policy.pairs_per_row / trainer.processes)
     return rows * (model.max_prompt_tokens + 2 * policy.pairs_per_row * model.max_response_tokens)
 
 
 def memory_table(config: RunConfig, shape: memory.ModelShape, screen: Screen) -> None:
-    """Memory of a rank under every stage of ZeRO; the trainer's own is marked."""
+    """Print the memory of a rank under every stage of ZeRO, and mark the stage that `trainer` selects."""
     trainer = config.trainer
     tokens = _tokens(config)
     active = memory.activation_bytes(shape, tokens, trainer.precision, config.model.gradient_checkpointing)
@@ -62,22 +62,27 @@ def memory_table(config: RunConfig, shape: memory.ModelShape, screen: Screen) ->
 
 
 def _frozen(config: RunConfig) -> list[int]:
-    """Bytes a parameter of reference, reward and cost model, each taken to be of the policy's size and whole on every rank."""
+    """Return the bytes per parameter of reference, reward model and cost model.
+
+    Each is assumed to have the size of the policy and not to be sharded.
+    """
     published = compute_type(config.trainer.precision).itemsize
     shared = config.model.lora_rank and config.trainer.zero != 3  # the reference is the policy without adapters
     return [0 if shared else 4, *(published if scorer.path else 4 for scorer in (config.reward, config.cost))]
 
 
 def disk(config: RunConfig, shape: memory.ModelShape, folder: Path, screen: Screen) -> None:
-    """Raises:
-    ConfigError: the disk of `run_dir` has no room for the checkpoints.
+    """Print the disk space that the run needs and the space that is free.
+
+    Raises:
+        ConfigError: `run_dir` is on a disk without enough space, and the mode is `run`.
     """
     one = 12 * shape.trainable  # trained weights and the optimizer's moments
     policies = len(config.trained)
     best = 4 * (shape.trainable if config.model.lora_rank else shape.parameters)  # best_feasible
     kept = one * (1 + config.trainer.keep_checkpoints) + best  # one more while it is written
     need = policies * (kept + 4 * shape.parameters)
-    need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # what it reads
+    need += 4 * shape.parameters if config.generation.engine == "vllm" else 0  # the weights that it reads
     location = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(location).free
     message = f"disk       {need / _GB:.1f} GB for checkpoints and exports of {policies} policies, {free / _GB:.1f} GB are free"
@@ -87,7 +92,7 @@ def disk(config: RunConfig, shape: memory.ModelShape, folder: Path, screen: Scre
 
 
 def stages(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path, screen: Screen) -> None:
-    """Stages, steps, what the store has."""
+    """Print the stages with their steps and whether the store has their result, and the methods."""
     screen.say(f"run_dir    {folder}")
     held = _held(config, corpus, tokenizer, folder)
     for stage in config.stages:
@@ -121,10 +126,10 @@ def _supervised_steps(config: RunConfig, corpus: Corpus | None, stage: str) -> s
 
 
 def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
-    plans = [config.resolve_method(who) for who in config.trained]
-    own = plans[-1]
+    methods = [config.resolve_method(who) for who in config.trained]
+    own = methods[-1]
     policy, c = own.policy, own.constraint
-    message = ", ".join(f"{plan.who} {_length(plan)}" for plan in plans if plan.spec.trainer != "none")
+    message = ", ".join(f"{one.who} {_length(one)}" for one in methods if one.spec.trainer != "none")
     if corpus is None or own.spec.trainer != "preference":
         return message
     prompts = len({pair.prompt for pair in corpus.pairs})
@@ -138,17 +143,17 @@ def _policy_steps(config: RunConfig, corpus: Corpus | None) -> str:
     )
 
 
-def _length(plan: ResolvedMethod) -> str:
-    """How long a method is trained."""
-    if plan.spec.trainer == "ppo":
-        return f"{plan.ppo.rounds} rounds"
-    if plan.spec.trainer == "primal_dual":
-        return f"{plan.primal_dual.reward_epochs} and {plan.primal_dual.epochs} epochs"
-    return f"{plan.policy.epochs} epochs, {plan.policy.epochs // plan.constraint.every_k_epochs} dual rounds"
+def _length(method: ResolvedMethod) -> str:
+    """Return the length of a method's training, in epochs or rounds, as text."""
+    if method.spec.trainer == "ppo":
+        return f"{method.ppo.rounds} rounds"
+    if method.spec.trainer == "primal_dual":
+        return f"{method.primal_dual.reward_epochs} and {method.primal_dual.epochs} epochs"
+    return f"{method.policy.epochs} epochs, {method.policy.epochs // method.constraint.every_k_epochs} dual rounds"
 
 
 def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path) -> dict[str, str]:
-    """Return what the store has of each trained stage, where the model is small enough to be built for it."""
+    """Return, by supervised stage, a note on whether the store has its result; empty for a model that would have to be loaded."""
     if corpus is None or tokenizer is None or config.model.path:
         return {}
     store, _ = open_store(config, folder)

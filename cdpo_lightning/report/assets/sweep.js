@@ -21,7 +21,7 @@ const svg = (name, attributes = {}, text) => {
 };
 const wide = matchMedia("(min-width:40rem)");
 
-// The filters and the colouring: kept in the address, so that a page that loads itself anew still has them.
+// The filters and the colouring are kept in the address, so that they survive a reload of the page.
 const state = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 const remember = () => history.replaceState(null, "", "#" + new URLSearchParams(Object.entries(state).filter(([, v]) => v !== "")));
 const value = (point, key) => key === "method" ? data.names[point.who] : data.runs[point.run].values[data.keys.indexOf(key)];

@@ -1,1 +1,1 @@
-"""Figures of a run, as PNG."""
+"""The figures of a run, as PNG."""

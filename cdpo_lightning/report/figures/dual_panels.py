@@ -1,4 +1,4 @@
-"""The two panels of the dual rounds, each drawn on the axes it is given: lambda, and the expected cost."""
+"""Draws the two panels of the dual rounds: lambda, and the expected cost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,15 +13,16 @@ from cdpo_lightning.report.formatting import finite, implied_limit, name_of, tel
 from cdpo_lightning.report.load import Run
 from cdpo_lightning.report.run.verdict import unreachable
 
-MANY_ROUNDS = 40  # from here on a marker for each round is clutter
-MANY_METHODS = 4  # of more methods than these, only those whose lambda moves are drawn; the others are in the reward-cost figure
+MANY_ROUNDS = 40  # with more rounds no markers are drawn
+MANY_METHODS = 4  # with more methods only those whose lambda changes are drawn; the others are in the reward-cost figure
 Rounds = Sequence[Mapping]
 
 
 def dual_loops(run: Run) -> dict[str, list[Mapping]]:
-    """Return the dual rounds of each method, the run's own method first; of many methods, only those whose lambda moves.
+    """Return the dual rounds of each method, the run's own method first.
 
-    The rounds of a first stage (`pd_dpo_reward`), whose policy is not evaluated, are left out.
+    Left out are first stages (`pd_dpo_reward`), whose policy is not evaluated, and with more than `MANY_METHODS` methods those
+    whose lambda does not change.
     """
     main = trained_method(run.metrics)
     loops: dict[str, list[Mapping]] = {}
@@ -41,7 +42,7 @@ def series(rounds: Rounds, key: str) -> tuple[list[float], list[float]]:
 
 
 def draw_lambda(axes: Axes, run: Run) -> list[Label]:
-    """Draw the lambda that each round used, the last step's result as an open dot, and lambda* dashed.
+    """Draw the lambda of each round, the lambda after the last update as an open circle, and lambda* as a dashed line.
 
     Returns: labels for the right margin.
     """
@@ -125,12 +126,12 @@ def limit_label(x: float, y: float, limit: float, colour: str) -> Label:
 
 
 def corner_style(ha: str, va: str) -> dict:
-    """Return the arguments of `annotate` for a word in a corner of the axes."""
+    """Return the arguments of `annotate` for a text in a corner of the axes."""
     return {"xycoords": "axes fraction", "textcoords": "offset points", "ha": ha, "va": va, "fontsize": 8.5}
 
 
 def c_limit(run: Run) -> float | None:
-    """Return C_limit as recorded, else as the last round implies it: E[c] minus the violation."""
+    """Return C_limit from the metrics, else from the last round: E[c] minus the violation; None without either."""
     limit = finite(run.metrics, "dual/c_limit")
     return implied_limit(run.rounds[-1]) if limit is None and run.rounds else limit
 

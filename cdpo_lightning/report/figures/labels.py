@@ -1,4 +1,4 @@
-"""Labels in place of legends: in the right margin next to a line, and next to points without overlap."""
+"""Writes labels in place of legends: in the right margin next to a line, or next to points, without overlap."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SIZE = 9.0  # points, as all lengths here
 LINE_HEIGHT = 1.3 * SIZE
 DIRECTIONS = tuple((cos(step * pi / 8), sin(step * pi / 8)) for step in range(16))
 DISTANCES = (4, 10, 20, 34, 52)
-LEADER = 13  # a text that begins farther from its marker than this is joined to it by a line
+LEADER = 13  # a label at a larger distance from its marker is connected to it by a line
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
@@ -30,7 +30,7 @@ class Label:
 
 
 def margin_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write the labels right of the axes at their heights, moved so far that they do not touch."""
+    """Write the labels to the right of the axes at their heights; labels that would overlap are moved up or down."""
     ordered = sorted(labels, key=lambda label: label.y)
     heights = [_position(axes, label)[1] for label in ordered]
     style = {"textcoords": "offset points", "va": "center", "fontsize": SIZE, "annotation_clip": False}
@@ -40,7 +40,7 @@ def margin_labels(axes: Axes, labels: Sequence[Label]) -> None:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Return the ascending heights at least `gap` from one another, each cluster centred at the mean of its heights."""
+    """Return the ascending heights, moved to be at least `gap` from one another; a moved group keeps its mean height."""
     clusters: list[tuple[float, int]] = []  # (centre, size)
     for height in heights:
         clusters.append((height, 1))
@@ -51,7 +51,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def point_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Box] = ()) -> None:
-    """Write each label next to its point, where it covers neither a point, an obstacle nor another label.
+    """Write each label next to its point, so that it covers no point, no obstacle and no other label if possible.
 
     Labels are placed greedily, in the order given. The figure must have its final layout; `obstacles` are boxes in points.
     """
@@ -65,7 +65,7 @@ def point_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Box] =
 
 
 def _best(axes: Axes, label: Label, taken: np.ndarray, others: np.ndarray) -> tuple[tuple[float, float], Box]:
-    """Return (offset, box) of the candidate that covers least, stays inside the axes and is near, in this order."""
+    """Return (offset, box) of the candidate position with the lowest cost: overlap, lines across others, distance."""
     at, extent = _position(axes, label), _extent(axes, label.text)
     offsets = [_offset(right, up, far + label.reach, extent) for far, (right, up) in product(DISTANCES, DIRECTIONS)]
     boxes = [_box(at[0] + right, at[1] + up, *extent) for right, up in offsets]
@@ -130,7 +130,7 @@ def _write(axes: Axes, label: Label, offset: tuple[float, float]) -> None:
 
 
 def wrap_title(axes: Axes) -> None:
-    """Break the title of the axes into as few lines of about the same length as fit above them."""
+    """Wrap the title of the axes into the fewest lines, of about equal length, that fit their width."""
     title, renderer = axes.get_title(loc="left"), axes.figure.canvas.get_renderer()
     for lines in range(1, 5):
         # textwrap keeps no-break spaces, so a number stays on the line of its word

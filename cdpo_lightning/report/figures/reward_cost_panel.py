@@ -1,4 +1,4 @@
-"""The panel of reward against cost, drawn on the axes it is given."""
+"""Draws the panel of reward against cost."""
 
 from matplotlib.axes import Axes
 
@@ -13,7 +13,7 @@ from cdpo_lightning.report.run.verdict import unreachable
 
 
 def mean_points(run: Run) -> list[tuple[str, float, float]]:
-    """Return (policy, E[cost], E[reward]) of every policy with both."""
+    """Return (policy, E[cost], E[reward]) of every policy that has both."""
     points = [(policy, _mean(run, policy, "cost"), _mean(run, policy, "reward")) for policy in evaluated_policies(run.metrics)]
     return [(policy, cost, reward) for policy, cost, reward in points if cost is not None and reward is not None]
 
@@ -49,7 +49,7 @@ def _point(axes: Axes, run: Run, policy: str, cost: float, reward: float) -> Lab
 
 
 def _interval(run: Run, policy: str, key: str, mean: float) -> list[list[float]] | None:
-    """Return how far the 95 % interval reaches below and above the mean, as `errorbar` takes it."""
+    """Return the lengths of the 95 % interval below and above the mean, in the form that `errorbar` takes."""
     low, high = (finite(run.metrics, f"eval/{policy}/{key}_ci_{end}") for end in ("low", "high"))
     return None if low is None or high is None else [[max(mean - low, 0)], [max(high - mean, 0)]]
 

@@ -1,4 +1,4 @@
-"""The figures of one run as PNG: the dual rounds, reward against cost, and both side by side for a README."""
+"""Makes the figures of one run as PNG: the dual rounds, reward against cost, and a wide one with both."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -24,14 +24,14 @@ DPI = 160
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG and its description for readers who cannot see it."""
+    """A PNG and its text alternative (`alt` in HTML)."""
 
     png: bytes
     alt: str
 
 
 def pictures(run: Run) -> dict[str, Picture]:
-    """Return the pictures that the run has results for, by file name."""
+    """Return the figures for which the run has results, by file name."""
     makers: dict[str, Callable[[Run], Figure]] = {}
     if run.rounds:
         makers["dual_rounds.png"] = dual_rounds
@@ -58,7 +58,7 @@ def reward_cost(run: Run) -> Figure:
 
 
 def hero(run: Run) -> Figure:
-    """Return both figures side by side."""
+    """Return one wide figure with the dual rounds on the left and reward against cost on the right."""
     with _figure(11.0, 4.1) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.02)
         upper, lower = left.subplots(2, 1, sharex=True)

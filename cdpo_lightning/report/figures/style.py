@@ -1,4 +1,4 @@
-"""How the figures look: colour-blind safe colours (Okabe-Ito), sizes, and colours of text that can be read on white."""
+"""The style of the figures: colour-blind safe colours (Okabe-Ito), sizes, and text colours with enough contrast."""
 
 from collections.abc import Sequence
 
@@ -56,5 +56,5 @@ def _luminance(colour: Sequence[float]) -> float:
 
 
 def with_minus_sign(text: str) -> str:
-    """Return the text with the typographic minus that the axes use too."""
+    """Return the text with a typographic minus sign, as on the axes."""
     return text.replace("-", "\N{MINUS SIGN}") if text[:1] == "-" else text.replace(" -", " \N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""The titles of a run's figures: each says what its figure shows."""
+"""Composes the titles of a run's figures, each a statement of the figure's result."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,11 +21,11 @@ SETTLED = 0.1  # lambda has settled if its range over the last quarter of the ro
 
 
 def lambda_title(metrics: Mapping, path: Sequence[float]) -> str:
-    """Return `λ settles at 1.17 (exact 1.16)`, or that lambda still moves, or that it stayed at 0.
+    """Return a title such as `λ settles at 1.17 (exact 1.16)`; others state that lambda still changes, or stays at 0.
 
     Args:
         metrics: of the run.
-        path: the finite values of lambda, round by round, with the last step's result.
+        path: the finite values of lambda by round, the one after the last update included.
     """
     if not path:
         return "λ was not recorded"
@@ -46,7 +46,7 @@ def _motion(path: Sequence[float]) -> str:
 
 
 def cost_title(cost: float | None, half: float | None, limit: float | None) -> str:
-    """Return `E[cost] ends at −0.29 ± 0.04, at the limit −0.30`, or below or above it."""
+    """Return a title such as `E[cost] ends at −0.29 ± 0.04, at the limit −0.30`; others have `below` or `above` for `at`."""
     if cost is None:
         return "E[cost] was not recorded"
     title = with_minus_sign(f"E[cost] ends at {plus_minus(cost, half)}")
@@ -63,7 +63,7 @@ def _limit(limit: float) -> str:
 
 
 def reward_cost_title(metrics: Mapping) -> str:
-    """Return how the run's policy differs from a baseline, DPO if there is one, and whether it meets the limit."""
+    """Return a title that compares the run's policy with a baseline, preferably DPO, and states whether it meets the limit."""
     policy = main_policy(metrics)
     if policy is None:
         return "Reward against cost"

@@ -1,4 +1,4 @@
-"""The page of one run: a single HTML file."""
+"""Renders the page of one run, a single HTML file."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ CONVENTION = "cost > 0 is harmful; E[c] <= C_limit"
 
 
 def render(run: Run, pictures: Mapping[str, Picture]) -> str:
-    """Return the page of the run with these pictures, except the wide one for a README."""
+    """Return the page of the run as HTML, with all pictures except the wide one."""
     metrics = run.metrics
     return render_page(
         "run",

@@ -13,7 +13,7 @@ SHOWN_RESPONSES = 3  # of one policy to one prompt
 
 
 class Cell(NamedTuple):
-    """A cell of a table: its text, the value it sorts by ("": not measured) and its CSS class."""
+    """A cell of a table: its text, the value to sort by ("" if missing) and its CSS class."""
 
     text: str
     value: object
@@ -21,7 +21,7 @@ class Cell(NamedTuple):
 
 
 class PageTable(NamedTuple):
-    """A table that readers can sort; the first cell of each row is its heading."""
+    """A sortable table; the first cell of each row is the row's heading."""
 
     heading: str
     titles: list[str]
@@ -29,7 +29,7 @@ class PageTable(NamedTuple):
 
 
 def page_tables(metrics: Mapping) -> list[PageTable]:
-    """Return the tables of results, and the one by harm category where there is one."""
+    """Return the tables of results, and the table by harm category if the run has one."""
     tables = [_result_table(table) for table in result_tables(metrics)]
     titles, categories = category_table(metrics)
     return tables + ([PageTable(HEADING, titles, [_category_cells(row) for row in categories])] if categories else [])
@@ -59,7 +59,7 @@ def _sort_value(value: object) -> object:
 
 
 def page_samples(samples: Sequence[Mapping]) -> dict[str, Any]:
-    """Return the responses by prompt and policy; the prompts that most policies answered come first."""
+    """Return the first responses by prompt and policy, prompts with responses of the most policies first."""
     groups: dict[str, dict[str, list[Mapping]]] = {}
     for sample in samples:
         groups.setdefault(str(sample["prompt"]), {}).setdefault(str(sample.get("who", "")), []).append(sample)

@@ -1,4 +1,4 @@
-"""The report of one run, `report/` in its folder: everything is made before anything is written, so a failure keeps the old one."""
+"""Writes the report of one run to `report/` in its folder. All files are made before the first is written, in case one fails."""
 
 from pathlib import Path
 

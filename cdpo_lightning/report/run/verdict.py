@@ -1,4 +1,4 @@
-"""What the run's metrics say, in one sentence."""
+"""Composes the verdict on a run: one sentence from its metrics."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from cdpo_lightning.report.formatting import (
     trained_method,
 )
 
-# A policy this close to the exact optimum can hardly be distinguished from it by the samples of an evaluation.
+# The samples of an evaluation can hardly distinguish a policy this close to the exact optimum from the optimum.
 OPTIMUM_NATS = 0.03
 OPTIMUM_SUPPORT = 0.95
 FEASIBILITY = {
@@ -27,7 +27,7 @@ FEASIBILITY = {
 
 
 def verdict(metrics: Mapping) -> str:
-    """Return one sentence: the cost against the limit, lambda, the distance to the optimum and what follows from them."""
+    """Return the verdict in one sentence: cost and limit, lambda, distance to the optimum, and the conclusion."""
     policy = main_policy(metrics)
     if policy is None and finite(metrics, "dual/expected_cost") is None:
         return NOBODY_EVALUATED
@@ -36,7 +36,7 @@ def verdict(metrics: Mapping) -> str:
 
 
 def tone(metrics: Mapping) -> str:
-    """Return `good`, `warn` or `bad`, which colours the sentence; `plain` where the run has no limit."""
+    """Return the tone of the verdict, which decides its colour: `good`, `warn` or `bad`; `plain` without a limit."""
     if finite(metrics, "dual/c_limit") is None:
         return "plain"
     policy, alarm = main_policy(metrics), metrics.get("dual/alarm", "none")
@@ -47,7 +47,10 @@ def tone(metrics: Mapping) -> str:
 
 
 def at_optimum(metrics: Mapping, policy: str | None) -> bool:
-    """Return whether the policy is close to the exact optimum, has nearly all mass on its support and may meet the limit."""
+    """Return whether the policy is close to the exact optimum and puts nearly all probability on valid responses.
+
+    False also if the evaluation shows that it misses the limit.
+    """
     distance = finite(metrics, f"exact/{policy}/kl_to_optimum")
     mass = finite(metrics, f"exact/{policy}/support_mass")
     close = distance is not None and distance <= OPTIMUM_NATS and (mass is None or mass >= OPTIMUM_SUPPORT)
@@ -61,13 +64,13 @@ def unreachable(metrics: Mapping) -> bool:
 
 
 def exact_lambda(metrics: Mapping) -> str:
-    """Return ` (exact 1.16)`; nothing where the exact lambda is not known or the limit is unreachable."""
+    """Return a text such as ` (exact 1.16)`; empty if the exact lambda is not known or the limit is unreachable."""
     exact = finite(metrics, "exact/lambda")
     return "" if exact is None or unreachable(metrics) else f" (exact {telling(exact)})"
 
 
 def _last_cost(metrics: Mapping, policy: str | None) -> tuple[float | None, float | None]:
-    """Return E[cost] and half its 95 % interval: as evaluated, else as the last dual round measured it."""
+    """Return E[cost] and the half-width of its 95 % interval, from the evaluation or else from the last dual round."""
     if (mean := finite(metrics, f"eval/{policy}/cost_mean")) is not None:
         return mean, half_width(metrics, f"eval/{policy}/cost")
     error = finite(metrics, "dual/expected_cost_se")
@@ -98,7 +101,7 @@ def _optimum(metrics: Mapping, policy: str | None) -> str | None:
         return f"{text}, but only {percent(mass)} of its probability is on valid responses"
     if distance > OPTIMUM_NATS:
         return f"{text}: not at the optimum"
-    return f"{text}: the method found the optimum" if at_optimum(metrics, policy) else text
+    return f"{text}: the method reached the optimum" if at_optimum(metrics, policy) else text
 
 
 def _limit(metrics: Mapping, policy: str | None) -> str | None:

@@ -1,1 +1,1 @@
-"""One report over all runs of a sweep."""
+"""The report over all runs of a sweep."""

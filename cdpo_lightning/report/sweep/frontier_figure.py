@@ -1,4 +1,4 @@
-"""The figure of many runs: reward against cost with intervals, and the exact frontiers and optima where they are known."""
+"""Draws the figure of a sweep: reward against cost with intervals, and the exact frontiers and optima if known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cdpo_lightning.report.sweep.page_data import exact_frontiers
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a6d00")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
-MANY = 60  # points; from here on their intervals are clutter
+MANY = 60  # with more points no intervals are drawn
 DPI = 160
 
 

@@ -1,4 +1,4 @@
-"""Many runs as one table: what their configurations share, where they differ, and the measures of every evaluated policy."""
+"""Loads many runs as one table: the shared and the differing keys of their configurations, and the metrics of every policy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cdpo_lightning.report.formatting import evaluated_policies, feasible, finit
 from cdpo_lightning.report.load import Run, load_summary
 from cdpo_lightning.report.tables.categories import unsafe_by_category
 
-ALWAYS = ("policy.beta", "constraint.c_limit")  # columns of every table, even where all runs have the same value
-HIDDEN = ("run_dir", "artifacts_dir", "resume", "logger.", "name")  # where a run is written and logged, which changes no result
+ALWAYS = ("policy.beta", "constraint.c_limit")  # columns of every table, even if all runs have the same value
+HIDDEN = ("run_dir", "artifacts_dir", "resume", "logger.", "name")  # keys that change no result
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MEASURES = {
     "unsafe": "unsafe_rate",
@@ -34,9 +34,9 @@ class Sweep:
 
     Attributes:
         runs: in the order of their folders.
-        shared: keys of the configuration with their values, where all runs have the same.
+        shared: the keys of the configuration that have the same value in all runs, with their values.
         differing: for each run the values of the other keys, in the order of the configuration.
-        points: every evaluated policy of each run, its measures by short names; `main`: it is the one that the run is about.
+        points: the metrics of every evaluated policy of each run, by short names; `main` marks the run's main policy.
     """
 
     runs: tuple[Run, ...]
@@ -77,7 +77,7 @@ def _plain(value: Any) -> str:
 
 
 def flat(text: str) -> dict[str, Any]:
-    """Return the values of a YAML mapping by dotted keys such as `policy.beta`; nothing where the text is no mapping."""
+    """Return the values of a YAML mapping by dotted keys such as `policy.beta`; empty if the text is no mapping."""
     try:
         values = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError:
@@ -120,7 +120,7 @@ def _point(at: int, metrics: Mapping[str, Any], policy: str, main: bool) -> Poin
 
 
 def first_responses(folder: Path, policy: str, prompts: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return the policy's first response in samples.jsonl to each of these prompts; to every prompt where none is given."""
+    """Return the policy's first response in samples.jsonl to each of these prompts; to every prompt if `prompts` is empty."""
     path, requested, mark = folder / "samples.jsonl", set(prompts), json.dumps({"who": policy})[1:-1]
     first: dict[str, Mapping[str, Any]] = {}
     if not path.is_file():

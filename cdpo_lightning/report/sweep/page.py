@@ -1,4 +1,4 @@
-"""The page over many runs: a single HTML file with the data and a script that draws them."""
+"""Renders the page of a sweep, a single HTML file with the data and a script that draws them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _UNFINISHED = ("running", "waiting", "failed")
 
 
 def render_sweep(title: str, data: Mapping[str, Any], live: bool) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
         title: of the page.
-        data: what `page_data` returns.
-        live: whether jobs are still running, so that the page loads itself anew.
+        data: the result of `page_data`.
+        live: whether jobs are still running; the page then reloads itself.
     """
     counts = Counter(job["state"] for job in data["jobs"])
     return render_page(

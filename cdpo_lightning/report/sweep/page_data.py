@@ -1,4 +1,4 @@
-"""The data that the page over many runs is drawn from, each number rounded to as many digits as a figure can show."""
+"""Collects the data of a sweep's page, with numbers rounded to five significant digits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DIGITS = 5  # significant
 
 
 def page_data(sweep: Sweep, target: Path, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return everything that the script of the page reads; paths are relative to the folder `target`."""
+    """Return all data that the script of the page reads; paths are relative to the folder `target`."""
     policies = {point["who"] for point in sweep.points}
     return _rounded(
         {
@@ -75,7 +75,7 @@ def _text(value: Any) -> Any:
 
 
 def exact_frontiers(sweep: Sweep) -> list[dict[str, Any]]:
-    """Return the exact frontier for each beta, from the first run that has it: [lambda, E[c], E[r]] by lambda."""
+    """Return the exact frontier of each beta, from the first run that has one: points [lambda, E[c], E[r]] by lambda."""
     frontiers: dict[str, dict[str, Any]] = {}
     for at, run in enumerate(sweep.runs):
         beta = _text(sweep.value(at, "policy.beta"))
@@ -85,7 +85,7 @@ def exact_frontiers(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def samples(sweep: Sweep) -> list[dict[str, Any]]:
-    """Return prompts with the first response of each run's own policy, and of the first run's reference."""
+    """Return prompts with the first response of each run's main policy, and of the first run's reference."""
     if not sweep.runs:
         return []
     count = max(2, min(SHOWN_PROMPTS, SHOWN_RESPONSES // len(sweep.runs)))

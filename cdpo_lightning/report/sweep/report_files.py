@@ -1,4 +1,4 @@
-"""The report over many runs: one page, the frontier as PNG, and the table as Markdown and CSV."""
+"""Writes the report of a sweep: one page, the frontier as PNG, and the table as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def build_sweep(folders: Sequence[Path], target: Path, live: bool = False, only:
 
     Args:
         folders: runs, or folders that hold runs.
-        target: where the report goes.
-        live: whether jobs are still running: only the page is written, and it loads itself anew.
+        target: the folder to write to.
+        live: whether jobs are still running: then only the page is written, and it reloads itself.
         only: the runs to show; None: all runs in the folders.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The table over many runs: Markdown for readers and CSV for programs."""
+"""The table of a sweep as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEASURES = ("feasible", "unsafe", "cvar", "kl", "tokens", "unfinished", "klOpti
 
 
 def to_markdown(sweep: Sweep) -> str:
-    """Return one row for each run, of its own policy, below the convention and the figure."""
+    """Return the sign convention, the figure and a table with one row for the main policy of each run, as Markdown."""
     head = ["run", "method", *(key.rpartition(".")[2] for key in sweep.keys), *_COLUMNS]
     rule = [":--", ":--", *["--:"] * (len(head) - 2)]
     body = [_cells(sweep, point) for point in sweep.points if point["main"]]
@@ -46,7 +46,7 @@ def _interval(ends: Sequence[float | None]) -> str:
 
 
 def to_csv(sweep: Sweep) -> str:
-    """Return every evaluated policy of every run in full precision; an empty cell was not measured."""
+    """Return one row for every evaluated policy of every run, in full precision, as CSV; missing values are empty."""
     text = io.StringIO()
     text.write(f"# {CONVENTION}; {INTERVALS}\n")
     means = [f"{kind}_{end}" for kind in ("reward", "cost") for end in ("mean", "ci_low", "ci_high")]

@@ -1,4 +1,4 @@
-"""The share of unsafe responses by harm category: one row for each category, one column for each policy."""
+"""The table of unsafe responses by harm category: one row for each category, one column for each policy."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ HEADING = "Unsafe answers by category (share with cost > 0)"
 
 
 class Category(NamedTuple):
-    """A row: the number of its prompts, the same for every policy, and each policy's share; None where not measured."""
+    """A row: a category, the number of its prompts, and each policy's share of unsafe responses; None if missing."""
 
     name: str
     prompts: float | None
@@ -24,7 +24,7 @@ def unsafe_by_category(metrics: Mapping, policy: str) -> dict[str, float]:
 
 
 def category_table(metrics: Mapping) -> tuple[list[str], list[Category]]:
-    """Return the titles and the rows; no rows where no prompt of the run has a category."""
+    """Return the titles and the rows of the table; no rows if no prompt of the run has a category."""
     unsafe = {policy: rates for policy in evaluated_policies(metrics) if (rates := unsafe_by_category(metrics, policy))}
     names = sorted({name for rates in unsafe.values() for name in rates})
     rows = [Category(name, _prompts(metrics, list(unsafe), name), tuple(unsafe[one].get(name) for one in unsafe)) for name in names]

@@ -1,4 +1,4 @@
-"""The columns of the tables of results: the fields of the CSV, and the titled columns that readers see."""
+"""The columns of the tables of results: the fields of the CSV file, and the titled columns of pages and Markdown."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column for readers: its title, the field it shows and sorts by, and how the field is written."""
+    """A titled column: its title, the field that it shows, and the format of the field."""
 
     title: str
     field: str

@@ -1,4 +1,4 @@
-"""The tables of results as files: Markdown for readers and CSV for programs."""
+"""Writes the tables of results as Markdown and as CSV."""
 
 import csv
 import io
@@ -36,13 +36,13 @@ def _category_table(metrics: Mapping) -> list[str]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows, the second one the rule, as lines of a Markdown table; no cell can end its cell or its line."""
+    """Return the rows as a Markdown table; the second row is the rule. `|` is escaped and line breaks become spaces."""
     cleaned = ([" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in cleaned)
 
 
 def to_csv(metrics: Mapping) -> str:
-    """Return `#` and the caption, then `FIELDS` in full precision; an empty cell was not measured."""
+    """Return the results as CSV: a comment line with the caption, then `FIELDS` in full precision; missing values are empty."""
     text = io.StringIO()
     text.write(f"# {caption(metrics)}\n")
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")

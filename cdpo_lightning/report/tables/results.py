@@ -1,4 +1,4 @@
-"""The results of a run: rows with every metric, one for each policy, and the tables that readers see."""
+"""The results of a run: one row with every metric for each policy, and the tables that pages and Markdown show."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from cdpo_lightning.report.tables.columns import (
 
 
 class ResultTable(NamedTuple):
-    """A table for readers: its heading, its columns, and the rows as `result_rows` returns them."""
+    """A table: its heading, its columns, and its rows, in the form of `result_rows`."""
 
     heading: str
     columns: tuple[Column, ...]
@@ -37,7 +37,7 @@ class ResultTable(NamedTuple):
 
 
 def result_rows(metrics: Mapping) -> list[dict]:
-    """Return one mapping for each evaluated policy with the keys `FIELDS`, None where not measured; the exact optimum last."""
+    """Return one row with the keys `FIELDS` for each evaluated policy, and one for the exact optimum; missing values are None."""
     rows = [_row(metrics, policy) for policy in evaluated_policies(metrics)]
     optimum = _fields(metrics, "exact", "exact_", TRUTH_KEYS)
     if any(value is not None for value in optimum.values()):
@@ -87,13 +87,13 @@ def result_tables(metrics: Mapping) -> list[ResultTable]:
 
 def _filled(columns: tuple[Column, ...], rows: Sequence[Mapping]) -> tuple[tuple[Column, ...], list[Mapping]]:
     kept = tuple(column for column in columns if any(row[column.field] is not None for row in rows))
-    # The columns measured on samples all stay, with a dash for "not measured"; most runs measure only some of the other ones.
+    # The table of samples keeps all its columns, with a dash for a missing value; of the others most runs fill only some.
     kept = columns if kept and columns is SAMPLED else kept
     return kept, [row for row in rows if any(row[column.field] is not None for column in kept)]
 
 
 def caption(metrics: Mapping) -> str:
-    """Return the sign convention, the limit, the kind of intervals and how many samples the results come from."""
+    """Return the caption: the sign convention, the limit, the kind of intervals and the number of samples."""
     limit = finite(metrics, "dual/c_limit")
     convention = CONVENTION + (f" = {telling(limit)}" if limit is not None else "")
     return "; ".join([convention, INTERVALS, _sizes(metrics)]) + "."
@@ -107,6 +107,6 @@ def _sizes(metrics: Mapping) -> str:
 
 
 def _span(metrics: Mapping, key: str) -> str:
-    """Return the smallest and the largest of the policies' sizes, once where they agree."""
+    """Return the range of the policies' sizes as text, or the one size if they are equal."""
     sizes = [size for policy in evaluated_policies(metrics) if (size := finite(metrics, f"eval/{policy}/{key}")) is not None]
     return " to ".join(f"{size:.0f}" for size in sorted({min(sizes), max(sizes)})) if sizes else ""

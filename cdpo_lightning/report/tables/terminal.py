@@ -1,4 +1,4 @@
-"""What a run prints on a terminal: the final table, one line for each dual round, and lines of text."""
+"""Prints the results of a run on a terminal: the final table, one line for each dual round, and lines of text."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "λ": "lambda"})
 
 
 def final_table(metrics: Mapping, console: Console) -> None:
-    """Print the compact table of results, at most 100 columns wide; nothing where no policy was evaluated."""
+    """Print the compact table of results, at most 100 columns wide; print nothing if no policy was evaluated."""
     rows = result_rows(metrics)
     if not rows:
         return

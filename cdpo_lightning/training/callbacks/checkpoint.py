@@ -37,7 +37,7 @@ class Checkpoints(Checkpoint):
         self._sigterm_received = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Write a checkpoint if it is due. Not after the last step of an epoch, which `on_train_epoch_end` handles."""
+        """Write a checkpoint if it is due, except after the last step of an epoch, which `on_train_epoch_end` handles."""
         if trainer.is_last_batch or compat.accumulates_gradients(trainer):
             return
         # PPO cannot resume within an epoch: it draws new samples for each.

@@ -1,9 +1,9 @@
-"""The dual loop: every K epochs measure the constraints on the policy's own samples, update lambda, relabel, refresh the pairs.
+"""The dual loop: every K epochs, measure the constraints on the policy's own samples, update lambda and add on-policy pairs.
 
     trainer = Trainer(callbacks=[DualUpdate(loop, evaluator, prompts, log, folder, refresh=128)])
 
-The callback remembers nothing: lambda and all state of the loop are the data module's, which derives the labels of the next epoch
-from them and puts them into the checkpoint.
+The callback has no state. The data module holds lambda and the rest of the loop's state: it derives the labels of the next epoch
+from it and saves it in the checkpoint.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from cdpo_lightning.training.strategies import host_copies, whole_model
 
 
 def on_policy_pairs(measured: Measurement, base: PairTable, per_prompt: int, seed: int, number: int) -> PairTable:
-    """Return pairs of the samples of each prompt, drawn at random, with the constants that were measured anyway.
+    """Return random pairs of the samples of each prompt, with the scores and log-probabilities of the round's measurement.
 
     Pairs of equal responses are left out.
 
     Args:
         measured: the samples of a round.
-        base: the table of the data set, whose prompts the samples answer.
-        per_prompt: how many pairs are drawn for each prompt.
-        seed: the run's.
-        number: the round's; with the seed it decides the pairs and their label draws.
+        base: the table of the data set, which has the samples' prompts.
+        per_prompt: the number of pairs to draw for each prompt.
+        seed: of the run.
+        number: of the round; seed and round decide the pairs and their label draws.
     """
     pairing = generator(seed, Stream.DUAL_PAIRING, number)
     keys = [(s.prompt, s.tokens) for s in measured.samples]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the first sample of every kind
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the first of equal samples
     kept = sorted(first.values())
     index = {keys[i]: n for n, i in enumerate(kept)}
     unique = torch.tensor([index[key] for key in keys])
@@ -68,9 +68,9 @@ def on_policy_pairs(measured: Measurement, base: PairTable, per_prompt: int, see
 
 
 def effective_share(measured: Measurement, utility: Tensor, beta: float) -> float:
-    """Return the effective sample size of the samples as draws from reference * exp(utility / beta), divided by their number.
+    """Return the effective sample size of the samples as draws from pi_ref exp(utility / beta), divided by their number.
 
-    In (0, 1]; 1 when the policy is that optimum.
+    It is in (0, 1], and 1 if the policy is that optimum.
     """
     weight = measured.reference_logp + utility / beta - measured.policy_logp
     per_prompt = weight.view(len(measured.prompt.unique()), -1)
@@ -80,7 +80,7 @@ def effective_share(measured: Measurement, utility: Tensor, beta: float) -> floa
 def lowest_seen(constraints: Sequence[Constraint], dual: DualState, table: PairTable, samples: Samples) -> dict[str, float]:
     """Return the mean over prompts of the smallest phi among the table's responses and the samples, by constraint.
 
-    Prompts without any response do not count. Never above what earlier rounds have seen.
+    Prompts without a response are left out. If an earlier round had a smaller mean, that is returned.
     """
     lowest = {}
     for c in constraints:
@@ -93,7 +93,7 @@ def lowest_seen(constraints: Sequence[Constraint], dual: DualState, table: PairT
 
 
 class DualUpdate(L.Callback):
-    """Stateless; see the module's docstring."""
+    """Runs a dual round every K epochs; see the module's docstring."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class DualUpdate(L.Callback):
         self.round_log(trainer, pl_module, row)
 
     def step(self, data: PairDataModule, measured: Measurement) -> HistoryRow:
-        """Update the multipliers in the data module; return the round's row of the history."""
+        """Update the multipliers in the data module; return the round's row of history.csv."""
         before, loop = data.dual, self.loop
         data.dual, row = dual_round(
             measured,
@@ -145,7 +145,7 @@ class DualUpdate(L.Callback):
         return {**row, "dual/effective_sample_size": effective_share(measured, utility, loop.beta), **measured.facts()}
 
     def _is_best(self, data: PairDataModule, measured: Measurement) -> bool:
-        """Note in the data module, and return, whether this round meets every limit with the best E[r] - beta KL so far."""
+        """Return whether this round meets every limit with the highest E[r] - beta KL so far; if so, record it in `data.best`."""
         without = replace(data.dual, lam=dict.fromkeys(data.dual.lam, 0.0))
         kl = float((measured.policy_logp - measured.reference_logp).mean())
         reward = float(data.objective.utility(measured.scores, measured.prompt, without).mean())

@@ -1,4 +1,4 @@
-"""Reports the round that an epoch of PPO-Lagrangian was trained on."""
+"""Logs the dual round of each epoch of PPO-Lagrangian."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cdpo_lightning.training.callbacks.round_log import RoundLog
 
 
 class RolloutRound(L.Callback):
-    """Reports at the end of the epoch: a row that was logged before training began would be dropped as one of an earlier try."""
+    """Logs the round at the end of the epoch; a row logged before the first step is removed as one of an interrupted run."""
 
     def __init__(self, log: RoundLog) -> None:
         self._log = log
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report the data module's row of the round."""
+        """Log the round's row, which the data module holds."""
         self._log(trainer, pl_module, trainer.datamodule.row)  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class Speed(L.Callback):
     ) -> None:
         """Stop the timer; count pairs and tokens."""
         self._seconds += time.perf_counter() - self._start
-        if batch.weight:  # a weight of 0 marks the stand-in of a rank without pairs
+        if batch.weight:  # a weight of 0 marks the placeholder batch of a rank without pairs
             self._pairs += len(batch.target)
             self._tokens += batch.rows.input_ids_BT.numel()
 

@@ -1,4 +1,4 @@
-"""The data module of the policy stage: the owner of lambda, the scores, the draws and the pairs seen on the way."""
+"""The data module of the methods that fit pairs. It owns lambda, the scores, the label draws and the on-policy pairs."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ from cdpo_lightning.evaluation.evaluator import SampleCounts
 from cdpo_lightning.maths.preference import anchor_weights
 from cdpo_lightning.text.packing import PackedRows, pack, row_length
 
-ExplorationBonus = Callable[[PairTable, DualState], Tensor]  # nats [N] by which the reference is raised where little was seen
-_ANCHOR_PROMPTS = 4  # prompts of a batch whose reference responses ride along with it
+ExplorationBonus = Callable[[PairTable, DualState], Tensor]  # returns the nats [N] to add to log pi_ref of the table's responses
+_ANCHOR_PROMPTS = 4  # prompts of a batch whose reference responses are added to it for the anchor
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Pairs [B] of responses [R] as rows; the reference's log-probabilities [R], labels [B]; the anchor's rows, if on."""
+    """A batch of B pairs of the R responses in its rows; with the anchor, also rows of reference responses."""
 
     rows: PackedRows
-    reference_logp: Tensor
-    pair: Tensor  # [B, 2] into the responses
-    target: Tensor  # [B]
+    reference_logp: Tensor  # [R], nats
+    pair: Tensor  # [B, 2], indices of responses
+    target: Tensor  # labels [B]
     temperature: float  # of the loss, units of the label's logit per nat
     anchor_rows: PackedRows | None = None
-    anchor_weight: Tensor | None = None
-    weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch, times the ranks
-    anchor_share: float = 1.0  # as `weight`, of the mean over the anchor's prompts
+    anchor_weight: Tensor | None = None  # of each response of `anchor_rows`
+    weight: float = 1.0  # of the mean loss over these pairs: this rank's share of the batch, times the number of ranks
+    anchor_share: float = 1.0  # the same for the mean over the anchor's prompts
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that are read with a gradient."""
+        """Number of tokens that are read with a gradient."""
         return self.rows.tokens + (self.anchor_rows.tokens if self.anchor_rows is not None else 0)
 
     def to(self, device: torch.device | str, **_: Any) -> PolicyBatch:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor | PackedRows) else v for k, v in vars(self).items()}
         return PolicyBatch(**moved)
 
 
 @dataclass(frozen=True)
 class BestRound:
-    """The best round whose policy met every limit; number 0: none yet."""
+    """The best round so far whose policy met every limit; number 0 if there is none."""
 
     number: int = 0
     value: float = float("-inf")  # E[r] - beta KL of its samples, reward units
 
 
 class PairDataModule(L.LightningDataModule):
-    """The owner of the multipliers. It derives the labels from them whenever an epoch's loader is made, so none can be stale."""
+    """Owns the multipliers and derives the labels from them whenever it makes an epoch's loader, so no label is stale."""
 
     def __init__(
         self,
@@ -80,22 +80,22 @@ class PairDataModule(L.LightningDataModule):
 
     @property
     def table(self) -> PairTable:
-        """The pairs of the data set and of the last refreshed rounds."""
+        """The pairs of the data set and the on-policy pairs of the last rounds."""
         return concatenate([self.base, *self.fresh])
 
     def refresh(self, table: PairTable) -> None:
-        """Adds on-policy pairs; the oldest round beyond the window leaves."""
+        """Add a round's on-policy pairs; keep those of the last `policy.refresh_window` rounds."""
         self.fresh = [*self.fresh, table][-self.policy.refresh_window :]
 
     def train_dataloader(self) -> ResumableLoader:
-        """The pairs with the labels of the present lambda, in the order of (seed, epoch)."""
+        """Return the epoch's batches, with labels under the current lambda, in an order that depends on (seed, epoch) alone."""
         table, epoch = self.table, self.trainer.current_epoch if self.trainer else 0
         target = self.objective.target(table, self.dual).float()
         per_row = min(self.policy.pairs_per_row, self.policy.batch_size)
         rows = group_rows(table, prompt_groups(table, per_row, self.seed, epoch))
         batch = max(1, self.policy.batch_size * len(rows) // len(table))  # rows that hold `batch_size` pairs on average
         order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
-        if self.exploration_bonus is not None and self.fresh:  # not before the first round: the policy begins at its reference
+        if self.exploration_bonus is not None and self.fresh:  # not before the first round: step 0 requires policy = reference
             table = replace(table, reference_logp_N=table.reference_logp_N + self.exploration_bonus(table, self.dual))
         collate = _Collate(table, target, self.objective.temperature(self.dual), self._anchor_weights())
         return ResumableLoader(rows, order, collate)
@@ -108,7 +108,7 @@ class PairDataModule(L.LightningDataModule):
         return self.anchor, weight.float()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the multipliers, the memory of update and measures, the counts and the refreshed pairs."""
+        """Return the state of the dual loop, the counts, the best round and the on-policy pairs."""
         counts, best = dict(vars(self.counts)), dict(vars(self.best))
         return {"dual": self.dual.state(), "counts": counts, "best": best, "fresh": [table.state() for table in self.fresh]}
 
@@ -120,7 +120,7 @@ class PairDataModule(L.LightningDataModule):
 
 
 class _Collate:
-    """Makes this rank's part of a batch of a few rows."""
+    """Makes this rank's part of a batch from the batch's rows."""
 
     def __init__(self, table: PairTable, target: Tensor, temperature: float, anchor: tuple[PairTable, Tensor] | None) -> None:
         self._table, self._target, self._temperature, self._anchor = table, target, temperature, anchor
@@ -146,7 +146,10 @@ class _Collate:
         return replace(batch, anchor_rows=anchor_rows, anchor_weight=anchor_weight, anchor_share=share)
 
     def _anchor_rows(self, rows: Sequence[GroupRow]) -> tuple[PackedRows, Tensor, float]:
-        """All reference responses of a few of the batch's prompts, and their weights; which ones, the batch's pairs decide."""
+        """Return rows of all reference responses to a few of the batch's prompts, their weights, and the share of this rank.
+
+        The prompts are drawn with the number of the batch's first pair as seed, so that all ranks draw the same.
+        """
         assert self._anchor is not None
         table, weight = self._anchor
         prompts = sorted({row.number for row in rows})

@@ -1,7 +1,7 @@
-"""The data module of PPO-Lagrangian: every epoch's episodes are drawn from the policy as it is; the owner of lambda.
+"""The data module of PPO-Lagrangian: it draws every epoch's episodes from the current policy, and owns lambda.
 
-Random numbers belong to (seed, round), and lambda, the window of episode costs and the counts are in the checkpoint: a resumed run
-draws and learns what an uninterrupted one does.
+Random numbers depend on (seed, round) alone; lambda, the window of episode costs and the counts are in the checkpoint. So a resumed
+run gives the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from cdpo_lightning.training.dual_loop import DualLoop, measure_round
 from cdpo_lightning.training.modules.ppo import PPOBatch, PPOModule
 from cdpo_lightning.training.strategies import whole_model
 
-_PER_ROW = 8  # episodes of one prompt read side by side
+_PER_ROW = 8  # episodes of one prompt in a packed row
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """A prompt with some of its episodes, and the constants of their tokens, one after the other.
+    """A prompt with some of its episodes, and the constants of their N tokens.
 
-    `token_XN` holds, for each token, log pi, the advantage, the old value of every critic, and the return of every critic.
+    `token_XN` has one row each for log pi, the advantage, the old value of every critic, and the return of every critic.
     """
 
     row: TokenRow
@@ -46,7 +46,7 @@ class EpisodeRow:
 
 
 class Rollouts(L.LightningDataModule):
-    """The owner of the multipliers of PPO: samples, scores, runs the dual round, computes advantages; then the round's batches."""
+    """Draws and scores the episodes of a round, updates the multipliers, computes advantages, and makes the round's batches."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class Rollouts(L.LightningDataModule):
         self.loop, self.dual, self.demonstrations = loop, dual, demonstrations
         self.windows: dict[str, list[float]] = {c.name: [] for c in loop.constraints}  # phi of the last episodes
         self.counts = SampleCounts()
-        self.row: HistoryRow = {}  # of the present round
+        self.row: HistoryRow = {}  # of the current round
 
     def train_dataloader(self) -> DataLoader[PPOBatch]:
-        """Return the batches of the present epoch's round, `passes` times over its episodes."""
+        """Run the epoch's round; return its batches, `ppo.passes` times over the episodes."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        if epoch >= self.ppo.rounds:  # a stage that had ended is resumed: Lightning asks for a loader that it never reads
+        if epoch >= self.ppo.rounds:  # when a completed stage is resumed, Lightning requests a loader that it never reads
             return DataLoader([])
-        # Resumed, Lightning asks for the last round's too, counts its batches and drops it: lambda must not be updated twice.
+        # On a resume, Lightning also requests the loader of the last round, and drops it: lambda must not be updated twice.
         if epoch < self.dual.round:
             return DataLoader([None])
         with self._whole(self.module.model) as model:
@@ -85,7 +85,7 @@ class Rollouts(L.LightningDataModule):
         return DataLoader(rows, batch_sampler=batches, collate_fn=collate, num_workers=0)
 
     def step(self, measured: Measurement) -> None:
-        """Run the dual round; the update is given the mean of the last `window` episodes [SafeRLHF]."""
+        """Run the dual round; the update takes the mean cost of the last `ppo.window` episodes [SafeRLHF]."""
         means = {}
         for c in self.loop.constraints:
             # Samples are ordered by prompt. Take the i-th of every prompt first, so that a short window covers all prompts alike.
@@ -99,7 +99,7 @@ class Rollouts(L.LightningDataModule):
         self.row = {**row, **measured.facts()}
 
     def episodes(self, measured: Measurement) -> list[EpisodeRow]:
-        """Return the episodes of the round's prompts, with advantages under the present multipliers."""
+        """Return the episodes of the round's prompts, with advantages under the current multipliers."""
         numbers = measured.prompt.unique().tolist()
         ids = [self.evaluator.encoder.prompt(self.prompts[i]) for i in numbers]
         per_prompt = len(measured.samples) // len(ids)
@@ -110,7 +110,7 @@ class Rollouts(L.LightningDataModule):
         return [EpisodeRow(row, part) for row, part in zip(rows, token_XN.split(counts, 1), strict=True)]
 
     def _constants(self, rows: list[TokenRow], measured: Measurement) -> Tensor:
-        """Return log pi, advantage, values and returns of every token, [2 + 2V, N], episodes in the order of the samples."""
+        """Return log pi, advantage, values and returns of every token, [2 + 2V, N] for V critics, in the order of the samples."""
         flat = self._token_outputs(rows)
         lengths = [len(s.tokens) for s in measured.samples]
         logp, reference, *values = (pad_sequence(f.split(lengths), batch_first=True) for f in flat)
@@ -145,7 +145,7 @@ class Rollouts(L.LightningDataModule):
 
     @torch.no_grad()
     def _per_token(self, network: Callable[[PackedRows], Tensor], rows: list[TokenRow]) -> Tensor:
-        """What the network says of every token, [N] float64, rows in order."""
+        """Return the network's output for every token of the rows, in order, [N] float64."""
         device = next(self.module.model.parameters()).device
         counts = [sum(map(len, responses)) for _, responses in rows]
         result: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -157,14 +157,14 @@ class Rollouts(L.LightningDataModule):
         return torch.cat(result)
 
     def _demonstrations(self, epoch: int) -> list[TokenRow]:
-        """The demonstrations that ride along with the round's batches, in the order of (seed, epoch); none if ptx is off."""
+        """Return the demonstrations for the round's batches, in an order that depends on (seed, epoch); none if ptx is off."""
         if not self.ppo.ptx or not self.demonstrations:
             return []
         order = torch.randperm(len(self.demonstrations), generator=generator(self.loop.seed, Stream.DEMONSTRATION_ORDER, epoch))
         return [self.demonstrations[i] for i in order.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the multipliers, the counts and the windows."""
+        """Return the state of the dual loop, the counts and the windows."""
         windows = {name: list(window) for name, window in self.windows.items()}
         return {"dual": self.dual.state(), "counts": dict(vars(self.counts)), "windows": windows}
 
@@ -175,7 +175,7 @@ class Rollouts(L.LightningDataModule):
 
 
 class _Collate:
-    """Makes a batch of a few rows; with each go as many rows of demonstrations, from where the last batch left off."""
+    """Makes a batch from rows of episodes, and adds as many rows of demonstrations, which follow those of the last batch."""
 
     def __init__(self, demonstrations: list[TokenRow]) -> None:
         self._demonstrations, self._next = demonstrations, 0

@@ -1,4 +1,4 @@
-"""The data module of the supervised stages: rows in batches of like length, in the order of (seed, epoch)."""
+"""The data module of the supervised stages: batches of rows of similar length, in an order that depends on (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdpo_lightning.data.batching import LengthBuckets, ResumableLoader
 
 
 class SeededData(L.LightningDataModule):
-    """Rows, their lengths in tokens, and how a batch is made of some of them."""
+    """Makes batches of rows; `length` returns the tokens of a row, `collate` makes a batch of some rows."""
 
     def __init__(
         self,
@@ -27,11 +27,11 @@ class SeededData(L.LightningDataModule):
 
     @property
     def batches(self) -> int:
-        """Batches of one epoch."""
+        """Number of batches in an epoch."""
         return -(-len(self.rows) // self.batch_size)
 
     def train_dataloader(self) -> ResumableLoader:
-        """The batches of the present epoch."""
+        """Return the batches of the current epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         order = LengthBuckets(self.lengths, self.batch_size, self.seed, epoch)
         return ResumableLoader(self.rows, order, self.collate)

@@ -9,8 +9,8 @@ from cdpo_lightning.training.modules.score import ScoreBatch, ScoreModule
 
 
 class CostModule(ScoreModule):
-    """The more harmful response scores higher, and unsafe ones score above zero."""
+    """Trains a score model to give the more harmful response the higher score, and unsafe responses a score above zero."""
 
     def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
-        """Mean Bradley-Terry loss over the pairs plus the sign loss, nats."""
+        """Return the mean Bradley-Terry loss over the pairs plus twice the mean sign loss, nats."""
         return cost_model_loss(score, batch.pairs, batch.sign, batch.pair_weight, batch.sign_weight)

@@ -1,4 +1,4 @@
-"""The base of all modules: what a checkpoint holds of their networks."""
+"""The base class of all Lightning modules, whose checkpoints hold the trained parameters only."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from cdpo_lightning.errors import StorageError
 
 
 class Learner(L.LightningModule):
-    """Its checkpoint holds what is trained, and buffers; what is frozen is made again as it was made."""
+    """Saves trained parameters and buffers in the checkpoint; on a resume the frozen ones are built or loaded as at the start."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.strict_loading = False  # what is frozen is missing; whether all else is there is checked below
+        self.strict_loading = False  # frozen parameters are missing; `on_load_checkpoint` checks that no trained one is
 
     def _trained(self) -> set[str]:
         state = self.state_dict(keep_vars=True)
         return {name for name, value in state.items() if isinstance(value, nn.Parameter) and value.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what is not trained; sharded checkpoints hold no weights here."""
+        """Remove frozen parameters from the checkpoint; sharded checkpoints hold no weights here."""
         kept = self._trained() | {name for name, _ in self.named_buffers()}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises:
-        StorageError: a trained parameter is missing.
+        """Check that the checkpoint has every trained parameter.
+
+        Raises:
+            StorageError: a trained parameter is missing.
         """
-        result = checkpoint.get("state_dict")
-        if result and (missing := sorted(self._trained() - result.keys())):
+        saved = checkpoint.get("state_dict")
+        if saved and (missing := sorted(self._trained() - saved.keys())):
             raise StorageError(
                 f"the checkpoint of {type(self).__name__} lacks {missing[0]} and {len(missing) - 1} more; "
-                "remove it and add resume=true: its stage begins anew"
+                "remove it and add resume=true: the stage then starts again"
             )

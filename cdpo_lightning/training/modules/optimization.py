@@ -15,7 +15,7 @@ from cdpo_lightning import compat
 
 
 def linear_warmup_decay(steps: int, warmup: float) -> Callable[[int], float]:
-    """Learning-rate factor of a step: up to 1 over the `warmup` share of the steps, then down to 0, both linear."""
+    """Return the learning-rate factor as a function of the step: linear up to 1 in the `warmup` share of the steps, then to 0."""
     rise = max(1, round(steps * warmup))
 
     def factor(step: int) -> float:
@@ -25,7 +25,7 @@ def linear_warmup_decay(steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def cosine_to(epochs: int, final: float) -> Callable[[int], float]:
-    """Learning-rate factor of an epoch: from 1 in the first to `final` in the last, along a cosine."""
+    """Return the learning-rate factor as a function of the epoch: a cosine from 1 in the first to `final` in the last."""
 
     def factor(epoch: int) -> float:
         progress = min(1.0, epoch / max(1, epochs - 1))
@@ -35,19 +35,19 @@ def cosine_to(epochs: int, final: float) -> Callable[[int], float]:
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, factor: Callable[[int], float], interval: str) -> dict[str, Any]:
-    """What `configure_optimizers` returns: AdamW and a schedule that steps every `interval` (step or epoch)."""
+    """Return the result of `configure_optimizers`: AdamW and a schedule that steps every `interval` (step or epoch)."""
     return adamw_groups([(model, lr)], weight_decay, factor, interval)
 
 
 def adamw_groups(
     models: Sequence[tuple[nn.Module, float]], weight_decay: float, factor: Callable[[int], float], interval: str
 ) -> dict[str, Any]:
-    """One AdamW for several networks, each a group with its learning rate: DeepSpeed holds one optimizer only."""
+    """Return one AdamW for several networks, each a group with its learning rate, because DeepSpeed allows one optimizer."""
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": lr} for model, lr in models]
-    # On a processor, one pass over the memory instead of eight. With a GPU torch chooses by itself: parameters may still be moved.
+    # Fused: on a CPU one pass over the memory in place of eight. With a GPU torch decides: parameters may still be moved there.
     fused = None if torch.cuda.is_available() else True
     optimizer = AdamW(groups, weight_decay=weight_decay, betas=(0.9, 0.99), fused=fused)
-    compat.disable_gradient_scaling(optimizer)  # there is no scaler; Lightning clips no gradients where there might be one
+    compat.disable_gradient_scaling(optimizer)  # there is no scaler; else Lightning refuses to clip the gradients
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": interval},

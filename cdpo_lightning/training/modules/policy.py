@@ -1,4 +1,4 @@
-"""The DPO policy: any fixed lambda or the dual loop, which differ only in the labels of the batch."""
+"""The DPO policy. A fixed lambda and the dual loop differ only in the labels of the batch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from cdpo_lightning.training.data_modules.pair_data import PolicyBatch
 from cdpo_lightning.training.modules.learner import Learner
 from cdpo_lightning.training.modules.optimization import adamw, cosine_to
 
-# Largest mean |log-ratio| before the first step, nats: rounding only. bf16 carries 8 bits, over a hundred tokens.
+# Largest mean |log-ratio| before the first step, nats, to allow for rounding: bf16 has 8 bits, and a response a hundred tokens.
 _STEP_0_TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 1.0, "bf16-true": 1.0}
 
 
 class PolicyModule(Learner):
-    """Minimises the preference loss on the labels that the batch brings [C-DPO, Eq. 13]."""
+    """Minimises the preference loss on the labels of the batch [C-DPO, Eq. 13]."""
 
     def __init__(self, model: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
     def training_step(self, batch: PolicyBatch, _: int) -> Tensor:
-        """The loss, nats for `sigmoid`; the anchor's term is added when it is on."""
+        """Return the loss of the batch, in nats for `sigmoid`, plus the anchor's term if it is on."""
         logp = response_logp(self.model, batch.rows)
         log_ratio = (logp - batch.reference_logp)[batch.pair]
         if self.global_step == 0:
@@ -50,7 +50,11 @@ class PolicyModule(Learner):
         return self.config.anchor * anchor_loss(logp, batch.anchor_weight) * batch.anchor_share
 
     def _check_step_0(self, log_ratio: Tensor, temperature: float) -> None:
-        """Before the first step the policy is the reference and the loss is ln 2 exactly; rounding aside, nothing else will do."""
+        """Raise an error unless policy and reference agree before the first step, up to rounding, so that the loss is ln 2.
+
+        Raises:
+            NumericsError: they differ.
+        """
         error = float(log_ratio.abs().mean())
         if not error <= _STEP_0_TOLERANCE[str(self.trainer.precision)]:
             loss = float(self.preference_loss(log_ratio, torch.full_like(log_ratio[:, 0], 0.5), temperature))
@@ -60,7 +64,7 @@ class PolicyModule(Learner):
             )
 
     def _log(self, loss: Tensor, logp: Tensor, log_ratio: Tensor, batch: PolicyBatch) -> None:
-        """Means over the batch of all ranks; chosen and rejected are derived from the label of the moment."""
+        """Log means over the batch of all ranks; the current label decides which response is chosen."""
         first, weight = batch.target[:, None].gt(0.5).long(), batch.weight
         chosen, rejected = (lambda v: v.gather(1, first).mean() * weight), (lambda v: v.gather(1, 1 - first).mean() * weight)
         reward = self.config.beta * log_ratio
@@ -76,6 +80,6 @@ class PolicyModule(Learner):
         )
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """AdamW, the learning rate along a cosine over the epochs."""
+        """Return AdamW, with a learning rate along a cosine over the epochs."""
         c = self.config
         return adamw(self.model, c.lr, c.weight_decay, cosine_to(c.epochs, c.lr_final), "epoch")

@@ -1,4 +1,4 @@
-"""PPO-Lagrangian: the actor, a critic of the reward and one of every constraint, under one optimizer."""
+"""PPO-Lagrangian: the actor, a critic for the reward and one for each constraint, under one optimizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PPOBatch:
         return episodes + (self.demonstrations.tokens if self.demonstrations is not None else 0)
 
     def to(self, device: torch.device | str, **_: Any) -> PPOBatch:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         return PPOBatch(**{k: v if v is None else v.to(device) for k, v in vars(self).items()})
 
 
@@ -55,7 +55,7 @@ class PPOModule(Learner):
         return {name: self.get_submodule(f"{name}_critic") for name in self.critic_names}
 
     def training_step(self, batch: PPOBatch, _: int) -> Tensor:
-        """Return the sum of the losses: networks share no weight, so each one's gradient is that of its own."""
+        """Return the sum of all losses; the networks share no weights, so each gets the gradient of its own loss."""
         c = self.config
         logp = response_token_logp(self.model, batch.rows)
         losses = {"loss/policy": clipped_policy_loss(logp, batch.old_logp, batch.advantage, c.clip)}
@@ -70,7 +70,7 @@ class PPOModule(Learner):
         return torch.stack(list(losses.values())).sum()
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """One AdamW with a group for the actor and one for each critic; learning rates along a cosine over the rounds."""
+        """Return one AdamW with a group for the actor and one for each critic; learning rates follow a cosine over the rounds."""
         c = self.config
         groups = [(self.model, c.lr), *((critic, c.critic_lr) for critic in self.critics.values())]
         return adamw_groups(groups, 0.0, cosine_to(c.rounds, c.lr_final), "epoch")

@@ -9,8 +9,8 @@ from cdpo_lightning.training.modules.score import ScoreBatch, ScoreModule
 
 
 class RewardModule(ScoreModule):
-    """The more helpful response scores higher."""
+    """Trains a score model to give the preferred response the higher score."""
 
     def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
-        """Mean Bradley-Terry loss over the pairs, nats."""
+        """Return the mean Bradley-Terry loss over the pairs, nats."""
         return reward_model_loss(score, batch.pairs) * batch.pair_weight

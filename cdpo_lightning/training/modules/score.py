@@ -1,4 +1,4 @@
-"""What the reward and the cost model share: everything but the loss."""
+"""The Lightning module that reward model and cost model share; a subclass adds the loss."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class ScoreBatch:
     attention_mask: Tensor
     pairs: Tensor
     sign: Tensor
-    pair_weight: float = 1.0  # of the mean over these pairs: this rank's share of the batch's, times the ranks
-    sign_weight: float = 1.0  # the same of the signed responses
+    pair_weight: float = 1.0  # of the mean loss over these pairs: this rank's share of the batch, times the number of ranks
+    sign_weight: float = 1.0  # the same for the signed responses
 
     def to(self, device: torch.device | str, **_: Any) -> ScoreBatch:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         return ScoreBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
 
 class ScoreModule(Learner, ABC):
-    """Trains a score model; a subclass says with which loss."""
+    """Trains a score model; a subclass defines the loss."""
 
     def __init__(self, model: ScoreModel, config: FitConfig, steps: int) -> None:
         super().__init__()
@@ -41,15 +41,15 @@ class ScoreModule(Learner, ABC):
 
     @abstractmethod
     def loss(self, score: Tensor, batch: ScoreBatch) -> Tensor:
-        """Scalar loss, nats, of the scores [N]; its average over the ranks is the loss of the whole batch."""
+        """Return the scalar loss of the scores [N], nats; its average over the ranks is the loss of the whole batch."""
 
     def training_step(self, batch: ScoreBatch, _: int) -> Tensor:
-        """The loss of the batch."""
+        """Return the loss of the batch, nats."""
         loss = self.loss(self.model(batch.input_ids, batch.attention_mask), batch)
         self.log("loss", loss, sync_dist=ranks.world_size() > 1)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """AdamW with a linear warm-up and decay."""
+        """Return AdamW with a linear warm-up and decay."""
         factor = linear_warmup_decay(self.steps, self.config.warmup)
         return adamw(self.model, self.config.lr, self.config.weight_decay, factor, "step")

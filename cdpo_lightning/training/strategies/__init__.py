@@ -1,4 +1,4 @@
-"""Strategies that Lightning lacks: ranks that are connected already, DeepSpeed on any accelerator, sharded models gathered."""
+"""Lightning plugins and strategies: ranks that are already connected, DeepSpeed on any accelerator, gathering of sharded models."""
 
 from __future__ import annotations
 

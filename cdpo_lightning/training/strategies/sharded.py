@@ -47,7 +47,7 @@ def write(folder: Path, engine: Any, state: dict[str, Any]) -> None:
 
 
 def read(folder: Path, engine: Any) -> dict[str, Any]:
-    """Restore parameters and moments, for any number of ranks; return the rest as it was given to `write`.
+    """Restore parameters and moments, with any number of ranks; return the `state` that `write` was called with.
 
     Raises:
         StorageError: a parameter is missing.

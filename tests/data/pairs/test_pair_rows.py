@@ -56,6 +56,6 @@ def test_rows_keep_each_pairs_responses_in_stored_order():
     made = large()
     for row in group_rows(made, prompt_groups(made, 4, 0, 0)):
         assert len(set(row.responses)) == len(row.responses) == len(row.members)
-        for pair, places in zip(row.pairs, row.local, strict=True):
-            assert [row.responses[i] for i in places] == [made.responses[i] for i in made.pair_M2[pair].tolist()]
-            assert [row.members[i] for i in places] == made.pair_M2[pair].tolist()
+        for pair, indices in zip(row.pairs, row.local, strict=True):
+            assert [row.responses[i] for i in indices] == [made.responses[i] for i in made.pair_M2[pair].tolist()]
+            assert [row.members[i] for i in indices] == made.pair_M2[pair].tolist()

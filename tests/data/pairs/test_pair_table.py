@@ -54,7 +54,7 @@ def test_bernoulli_labels_are_the_stored_draws_against_the_probability():
 
 @pytest.mark.parametrize("labels", ["bernoulli", "soft", "argmax"])
 def test_labels_follow_lambda_alone(labels):
-    """Asked twice, in another order, and with another state of the global generator, they are the same."""
+    """The draws are the same in a second call, in another order, and with another state of the global generator."""
     made = table()
     first = {lam: made.target(utility(made, lam), labels) for lam in (0.0, 0.5, 3.0)}
     torch.manual_seed(7)

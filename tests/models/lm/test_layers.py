@@ -34,7 +34,7 @@ def test_a_missing_compiler_is_reported(model: nn.Module, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with (
-        pytest.raises(ModelError, match=r"model.compile=true: expected a C\+\+ compiler, found no g\+\+"),
+        pytest.raises(ModelError, match=r"model.compile=true: expected a C\+\+ compiler, there is no g\+\+"),
         compiled(model, True, CPU),
     ):
         pass

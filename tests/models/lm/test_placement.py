@@ -8,7 +8,10 @@ from torch import nn
 from cdpo_lightning.models.lm.placement import offload, on_device
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 
-CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)  # the second stands for a GPU: it compares unequal, and exists everywhere
+CPU, DEVICE = (
+    torch.device("cpu"),
+    torch.device("cpu", 0),
+)  # the second plays a GPU: it compares unequal, and exists on every machine
 
 
 class RecordsMoves(nn.Linear):

@@ -65,10 +65,10 @@ def test_without_a_model_both_score_models_must_be_named(evaluated, missing):
 def test_a_revision_is_part_of_a_hub_name_and_not_of_a_folder(evaluated, tmp_path):
     odd = tmp_path / "model@3"
     odd.mkdir()
-    found = [
+    loaded = [
         with_first_policy_as_reference(evaluated(path, files=True, **PUBLISHED)).model for path in ("owner/name@abc", str(odd))
     ]
-    assert [(model.path, model.revision) for model in found] == [("owner/name", "abc"), (str(odd), None)]
+    assert [(model.path, model.revision) for model in loaded] == [("owner/name", "abc"), (str(odd), None)]
 
 
 # The candidates

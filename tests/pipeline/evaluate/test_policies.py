@@ -126,10 +126,10 @@ def test_a_constraint_of_its_own_score_has_its_own_verdict(config, setup, tmp_pa
 def test_refusals_are_counted_and_written_under_every_name(config, setup, encoder, tmp_path, files, screen):
     """Both policies refuse the first prompt and answer the second."""
     items = [EvaluationPrompt("how?", ("safe",)), EvaluationPrompt("who?", ("unsafe",))]
-    asked = []
+    calls = []
 
     def draw(model, prompts, count, seed, own_encoder):
-        asked.append((model, prompts, count, own_encoder))
+        calls.append((model, prompts, count, own_encoder))
         samples = [SimpleNamespace(prompt=p) for p in (0, 0, 1, 1)]
         return samples, [(prompts[s.prompt], "I cannot help with that." if s.prompt == 0 else "Sure, do.") for s in samples]
 
@@ -137,7 +137,7 @@ def test_refusals_are_counted_and_written_under_every_name(config, setup, encode
     setup = replace(setup, corpus=replace(setup.corpus, refusal_prompts=items))
     own = replace(encoder, max_prompt=8)
     result = evaluate_by_samples(config, setup, [CANDIDATES[0], Candidate("a", ("policy",), own)], tmp_path, screen)
-    assert [(model, used) for model, *_, used in asked] == [("ref", encoder), ("a", own)]
+    assert [(model, used) for model, *_, used in calls] == [("ref", encoder), ("a", own)]
     for who in ("reference", "sft", "policy"):
         assert (result[f"eval/{who}/refusal/safe_rate"], result[f"eval/{who}/refusal/unsafe_rate"]) == (1.0, 0.0)
     rows = [json.loads(line) for line in files("refusals.jsonl")]

@@ -30,15 +30,15 @@ def checked(config, tmp_path, screen):
     return check
 
 
-def line(said, start):
-    return re.search(rf"^{start}.*$", said, re.MULTILINE).group()
+def line(output, start):
+    return re.search(rf"^{start}.*$", output, re.MULTILINE).group()
 
 
 def test_everything_is_checked_and_nothing_is_written(checked, tmp_path):
-    said = checked()
+    output = checked()
     for start in ("data", "tokenizer", "rows", "step 0", "cost sign", "memory", "disk", "run_dir", "stage", "method"):
-        assert re.search(rf"^{start}\b", said, re.MULTILINE), start
-    assert "not checked" not in said
+        assert re.search(rf"^{start}\b", output, re.MULTILINE), start
+    assert "not checked" not in output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,15 +69,15 @@ def test_lengths_beyond_the_models_context_are_refused(checked, config):
 def test_rows_are_the_first_pairs_with_their_lengths_and_what_is_truncated(checked, config, tokenizer):
     """32 pairs; lengths counted here from the tokenizer."""
     short = replace(config.model, max_response_tokens=4)
-    said = line(checked(model=short), "rows")
+    output = line(checked(model=short), "rows")
     pairs = load_corpus(config.dataset, config.evaluation, config.seed).pairs[:32]
     lengths = [len(tokenizer(text)["input_ids"]) + 1 for pair in pairs for text in pair.responses]
     prompts = sorted(len(tokenizer(pair.prompt)["input_ids"]) for pair in pairs)
     truncated = sum(length > 4 for length in lengths)
     assert truncated > 0
-    assert said.startswith("rows       32 pairs: ")
-    assert f"prompts {prompts[0]} to {prompts[-1]}, median {prompts[len(prompts) // 2]} tokens, 0 cut" in said
-    assert f", {truncated} cut; " in said
+    assert output.startswith("rows       32 pairs: ")
+    assert f"prompts {prompts[0]} to {prompts[-1]}, median {prompts[len(prompts) // 2]} tokens, 0 cut" in output
+    assert f", {truncated} cut; " in output
 
 
 class Unended(Encoder):
@@ -107,9 +107,9 @@ def test_the_loss_before_the_first_step_is_ln_2(checked):
 @pytest.mark.parametrize(("loss", "expected"), [("hinge", "1.0000"), ("ipo", "1.0000")])
 def test_the_loss_before_the_first_step_of_other_losses(checked, config, loss, expected):
     """At a log-ratio of 0: max(0, 1 - 0) = 1; IPO's (0 - 1/(2 beta))^2 = 1 at beta 1/2."""
-    said = line(checked(policy=replace(config.policy, loss=loss, beta=0.5)), "step 0")
-    assert f"loss {expected} (" in said
-    assert "ln 2" not in said
+    output = line(checked(policy=replace(config.policy, loss=loss, beta=0.5)), "step 0")
+    assert f"loss {expected} (" in output
+    assert "ln 2" not in output
 
 
 @pytest.mark.parametrize("wrong", [0.5, float("nan")])
@@ -140,10 +140,10 @@ def test_a_cost_model_that_is_trained_here_has_the_right_sign(checked):
 
 def test_the_right_sign_is_told(checked, monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "load_published", lambda *_: ByTone(1.0))
-    said = line(checked(cost=ScorerConfig(path=str(tmp_path))), "cost sign")
-    assert "+1.00" in said
-    assert "-1.00" in said
-    assert "4 in order" in said
+    output = line(checked(cost=ScorerConfig(path=str(tmp_path))), "cost sign")
+    assert "+1.00" in output
+    assert "-1.00" in output
+    assert "4 in order" in output
 
 
 @pytest.mark.parametrize("sign", [-1.0, 0.0], ids=["turned", "constant"])
@@ -160,8 +160,8 @@ def test_weights_of_a_hub_or_too_large_for_a_check_are_not_loaded(checked, monke
     large.mkdir()
     with (large / "model.safetensors").open("wb") as file:
         file.truncate(3_000_000_000)  # a sparse file: nothing is written
-    said = checked(cost=ScorerConfig(path=str(large))).splitlines()
-    assert any(re.match(r"cost sign +not checked: .* are 3 GB", text) for text in said)
+    output = checked(cost=ScorerConfig(path=str(large))).splitlines()
+    assert any(re.match(r"cost sign +not checked: .* are 3 GB", text) for text in output)
 
 
 # Without a network
@@ -170,12 +170,12 @@ def test_weights_of_a_hub_or_too_large_for_a_check_are_not_loaded(checked, monke
 def test_what_is_on_a_hub_that_cannot_be_reached_is_not_checked(checked, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     data, model = FilesConfig(pairs="owner/pairs"), ModelConfig(path="owner/model")
-    said = checked(dataset=data, model=model)
-    assert "not checked: no network here" in line(said, "data")
-    assert "owner/pairs" in line(said, "data")
-    assert "not checked: no network here" in line(said, "tokenizer")
-    assert "not checked" in line(said, "rows, step 0")
-    assert "not checked" in line(said, "memory")
+    output = checked(dataset=data, model=model)
+    assert "not checked: no network here" in line(output, "data")
+    assert "owner/pairs" in line(output, "data")
+    assert "not checked: no network here" in line(output, "tokenizer")
+    assert "not checked" in line(output, "rows, step 0")
+    assert "not checked" in line(output, "memory")
 
 
 def test_a_file_that_is_missing_is_refused_also_without_a_network(checked, monkeypatch, tmp_path):
@@ -203,6 +203,6 @@ def test_the_store_is_looked_into(checked, config, tmp_path):
     corpus = load_corpus(config.dataset, config.evaluation, config.seed)
     made_of = stage_inputs(config, tokenizer, base, config.sft, corpus.demonstrations)
     open_store(config, tmp_path)[0].get("sft", made_of, lambda: ({"x": torch.zeros(1)}, {}))
-    said = checked(config)
-    assert "the store has it" in line(said, r"stage +sft")
-    assert "not in the store" in line(said, r"stage +reward")
+    output = checked(config)
+    assert "the store has it" in line(output, r"stage +sft")
+    assert "not in the store" in line(output, r"stage +reward")

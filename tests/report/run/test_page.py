@@ -57,7 +57,7 @@ def test_the_page_begins_with_name_command_convention_and_verdict(built) -> None
     assert "demo/12-00" in text
     assert "python run.py +experiment=closed_form" in text
     assert "cost > 0 is harmful; E[c] <= C_limit" in text
-    assert "the method found the optimum." in text
+    assert "the method reached the optimum." in text
 
 
 def test_the_figures_are_embedded_and_described(built) -> None:

@@ -8,7 +8,7 @@ from cdpo_lightning.report.run.verdict import tone
 
 AT_OPTIMUM = (
     "C-DPO: E[cost] -0.29 ± 0.04 vs limit -0.30 · lambda 1.17 (exact 1.16)"
-    " · KL to the optimum 0.009 nats: the method found the optimum."
+    " · KL to the optimum 0.009 nats: the method reached the optimum."
 )
 ROW = {
     "round": 7,
@@ -50,7 +50,7 @@ def test_a_policy_at_the_optimum_is_reported_as_such(metrics) -> None:
         ),
         (
             {"dual/alarm": "pinned_at_zero", "dual/lambda": 0.0, "exact/lambda": 0.0},
-            "the method found the optimum · the limit does not bind: lambda = 0.",
+            "the method reached the optimum · the limit does not bind: lambda = 0.",
             "good",
         ),
         (

@@ -143,7 +143,7 @@ def test_effective_share_by_hand():
 
 
 class Script:
-    """A judge that says what it was told to, round by round; and notes what it was asked."""
+    """An evaluator that returns prepared measurements, one a round, and records its calls."""
 
     def __init__(self, *rounds):
         self.rounds, self.requested = list(rounds), []
