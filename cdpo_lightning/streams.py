@@ -31,6 +31,7 @@ class Stream(IntEnum):
     DEMONSTRATION_ORDER = 13  # of those that accompany PPO's episodes; counter: epoch
     EVALUATION_SAMPLES = 14
     BOOTSTRAP = 15
+    ANCHOR_PROMPTS = 16  # counters: epoch, number of the batch's first pair
 
 
 def stream_seed(seed: int, stream: Stream, *counters: int) -> int:

@@ -66,6 +66,11 @@ def _plain(value: Any) -> Any:
     return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
+def weighted_phi(scores: Scores, constraint: Constraint, dual: DualState, prompt: Tensor) -> Tensor:
+    """Return phi_k 1[x in G_k] / P(G_k) of one constraint, in its unit, shape of the scores; `prompt` as of `utility`."""
+    return constraint.weighted(dual.phi(constraint, scores[constraint.score]), prompt)
+
+
 def utility(scores: Scores, constraints: Sequence[Constraint], dual: DualState, prompt: Tensor) -> Tensor:
     """Return u = r - sum_k lambda_k phi_k 1[x in G_k] / P(G_k), reward units, shape of the scores [C-DPO, Eq. 11-12, for several].
 
@@ -77,6 +82,5 @@ def utility(scores: Scores, constraints: Sequence[Constraint], dual: DualState, 
     """
     value = scores[REWARD]
     for constraint in constraints:
-        phi = constraint.weighted(dual.phi(constraint, scores[constraint.score]), prompt)
-        value = lagrangian_reward(value, phi, dual.lam[constraint.name])
+        value = lagrangian_reward(value, weighted_phi(scores, constraint, dual, prompt), dual.lam[constraint.name])
     return value

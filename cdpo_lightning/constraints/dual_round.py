@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cdpo_lightning.constraints.constraint import Constraint, DualState, Scores
+from cdpo_lightning.constraints.constraint import Constraint, DualState, Scores, weighted_phi
 from cdpo_lightning.constraints.updates import Step, Update
 from cdpo_lightning.maths import dual as dual_maths
 from cdpo_lightning.maths.statistics import Estimate, clustered_mean, within_cluster_covariance
@@ -128,7 +128,7 @@ def _updated(
     if update is None:
         return dual.lam, dual.update_memory
     names = [c.name for c in constraints]
-    phi = [c.weighted(dual.phi(c, samples.scores[c.score]), samples.prompt) for c in constraints]
+    phi = [weighted_phi(samples.scores, c, dual, samples.prompt) for c in constraints]
     lam, memory = update(
         Step(
             lam=[dual.lam[name] for name in names],
@@ -151,9 +151,8 @@ def _alarm(constraint: Constraint, lam: float, update: Update | None, value: Est
     """Return the alarm of a constraint after its update; `none` where lambda is not updated."""
     if update is None:
         return "none"
-    highest = getattr(update, "lam_max", float("inf"))
     smallest = (lowest or {}).get(constraint.name)
-    return dual_maths.alarm(lam, highest, value.mean - constraint.limit, value.se, smallest, constraint.limit)
+    return dual_maths.alarm(lam, update.lam_max, value.mean - constraint.limit, value.se, smallest, constraint.limit)
 
 
 def _history_row(constraints: Sequence[Constraint], before: DualState, after: DualState) -> HistoryRow:

@@ -48,6 +48,11 @@ Result = tuple[list[float], list[Memory]]
 class Update(Protocol):
     """A rule that updates all multipliers at once."""
 
+    @property
+    def lam_max(self) -> float:
+        """The largest value of a multiplier; at it, the alarm `saturated` is raised."""
+        ...
+
     def __call__(self, step: Step) -> Result:
         """Return the multiplier and the memory of each constraint after the step."""
         ...

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility
+from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility, weighted_phi
 from cdpo_lightning.data.world.closed_form import World
 from cdpo_lightning.maths import closed_form
 from cdpo_lightning.maths.multipliers import solve_multipliers
@@ -57,12 +57,12 @@ class ExactProblem:
         """The limit of every constraint, in the unit of its measure."""
         return [c.limit for c in self.constraints]
 
-    @property
+    @cached_property
     def costs(self) -> Tensor:
         """phi of every constraint, weighted by 1[x in G] / P(G), [C, P, K]."""
         prompt = torch.arange(len(self.reference_logp))[:, None]
         dual = DualState(lam={})
-        return torch.stack([c.weighted(dual.phi(c, self.scores[c.score]), prompt) for c in self.constraints])
+        return torch.stack([weighted_phi(self.scores, c, dual, prompt) for c in self.constraints])
 
     def optimum(self, lam: Multipliers) -> Tensor:
         """Return log pi*_lambda, normalised over the grammar's responses, nats, [P, K]."""

@@ -16,6 +16,7 @@ from torch import nn
 from cdpo_lightning import ranks, report
 from cdpo_lightning.config import ResolvedMethod, RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
+from cdpo_lightning.constraints.updates import make_update
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.lm.causal_lm import resolve_precision
@@ -109,7 +110,7 @@ def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: Metho
         if who == config.who:
             metrics |= trained.dual | trained.speed
         else:
-            metrics |= {f"dual/{who}/{key}": trained.dual[f"dual/{key}"] for key in ("lambda",) if f"dual/{key}" in trained.dual}
+            metrics |= _baseline_multipliers(who, trained.dual)
     candidates = make_candidates(inputs.evaluator.reference, policies, "sft" in config.stages)
     metrics |= evaluate_exactly(inputs.exact, candidates, inputs.inference, folder)
     if "evaluate" in config.stages:
@@ -122,6 +123,11 @@ def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: Metho
         for name, scorer in inputs.evaluator.scorers.items():
             export_scorer(scorer, folder / "export" / name, name)
     return metrics
+
+
+def _baseline_multipliers(who: str, dual: Metrics) -> Metrics:
+    """Return `dual/<who>/<constraint>/lambda` of a baseline, and the former key of `cost`."""
+    return {f"dual/{who}/{key.removeprefix('dual/')}": value for key, value in dual.items() if key.endswith("/lambda")}
 
 
 def train_policy(config: RunConfig, inputs: MethodInputs, who: str, screen: Screen) -> TrainedPolicy:
@@ -185,6 +191,8 @@ def _resolved(config: RunConfig) -> RunConfig:
     """
     quiet_libraries()
     require_logger(config.logger)
+    for who in config.trained if not config.external_policies else []:
+        make_update(config.resolve_method(who).constraint)  # a wrong name is refused now, not after hours
     accelerator, attention = config.trainer.accelerator, config.model.attention
     if attention == "flex_attention" and accelerator == "auto" and not torch.cuda.is_available():
         raise ConfigError(

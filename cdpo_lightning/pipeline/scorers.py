@@ -72,20 +72,26 @@ def require_better_than_chance(name: str, quality: Metrics) -> None:
 
 
 def require_scorers(inputs: StageInputs) -> None:
-    """Raise an error if a run with policies needs a score model that `stages` does not list and the store does not have.
+    """Refuse a run with policies that would have to train a score model which `stages` leaves out.
 
     Raises:
-        ConfigError: a score model is missing.
+        ConfigError: the store does not have that score model.
     """
-    config, stages = inputs.config, set(inputs.config.stages)
-    for name in SCORES if {"policy", "evaluate"} & stages else ():
-        trained = scorer_kind(config, inputs.corpus, name) == "trained"
-        if (
-            trained
-            and name not in stages
-            and not inputs.store.holds(name, inputs.made_of(_config(inputs, name), _examples(inputs, name)))
-        ):
-            raise ConfigError(f"stages: {name} is not among them and the store has no such model; add it, or set {name}.path")
+    for name in SCORES:
+        if scorer_kind(inputs.config, inputs.corpus, name) != "trained" or not needs_stored_scorer(inputs.config, name):
+            continue
+        if not inputs.store.holds(name, inputs.made_of(_config(inputs, name), _examples(inputs, name))):
+            raise missing_scorer(name)
+
+
+def needs_stored_scorer(config: RunConfig, name: str) -> bool:
+    """Return whether the run needs the scorer `name` for its policies, and `stages` leaves its training out."""
+    return bool({"policy", "evaluate"} & set(config.stages)) and name not in config.stages
+
+
+def missing_scorer(name: str) -> ConfigError:
+    """Return the error of a score model that is neither trained nor stored."""
+    return ConfigError(f"stages: {name} is not among them and the store has no such model; add it, or set {name}.path")
 
 
 def scorer_kind(config: RunConfig, corpus: Corpus, name: str) -> str:

@@ -285,8 +285,8 @@ def test_a_published_cost_model_with_the_wrong_sign_is_refused(project: Project)
     run(project.config("policy.epochs=1"))
     path = f"cost.path={project.folder}/run/export/cost"
     right = run(project.config(path, "cost.sign=1", "stages=[cost]", f"run_dir={project.folder}/right"))
-    assert right["cost/auroc"] > 0.5 + 3 * right["cost/auroc_chance_se"]
-    with pytest.raises(ModelError, match=rf"auroc is {1 - right['cost/auroc']:.2f}.*cost\.sign"):
+    assert right["cost/pair_accuracy"] > 0.5 + 3 * right["cost/pair_accuracy_chance_se"]
+    with pytest.raises(ModelError, match=rf"pair_accuracy is {1 - right['cost/pair_accuracy']:.2f}.*cost\.sign"):
         run(project.config(path, "cost.sign=-1", "stages=[cost]", f"run_dir={project.folder}/wrong"))
 
 

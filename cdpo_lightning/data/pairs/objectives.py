@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility
+from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState, Scores, utility, weighted_phi
 from cdpo_lightning.data.pairs.pair_table import PairTable
 from cdpo_lightning.maths.preference import preference_probability, preference_target
 from cdpo_lightning.maths.primal_dual import temperature
@@ -88,7 +88,7 @@ class CostPreference:
         """Return minus the weighted cost of every response, [N]."""
         total = self._total(dual)
         share = {c.name: dual.lam[c.name] / total if total > 0 else 1 / len(self.constraints) for c in self.constraints}
-        costs = [share[c.name] * c.weighted(dual.phi(c, table.scores[c.score]), table.prompt_N) for c in self.constraints]
+        costs = [share[c.name] * weighted_phi(table.scores, c, dual, table.prompt_N) for c in self.constraints]
         return -torch.stack(costs).sum(0)
 
     def _total(self, dual: DualState) -> float:

@@ -143,4 +143,5 @@ def _first_step(task: PairFit, inputs: MethodInputs) -> tuple[DualState, Compute
     measured = measure_round(loop, task.evaluator, task.start, inputs.pairs.prompts, 0)
     oracle = Oracle(task.feedback, stream_seed(loop.seed, Stream.SAFETY_ORACLE, 0))
     after, _ = dual_round(measured, loop.constraints, task.dual, loop.update, loop.beta, oracle=oracle)
-    return DualState(lam=after.lam), of_samples([measured])
+    # The second stage counts its rounds from 0, and an integral begins at the lambda that it starts from.
+    return DualState(lam=after.lam, measure_memory=after.measure_memory), of_samples([measured])

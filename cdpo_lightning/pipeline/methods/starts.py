@@ -6,7 +6,7 @@ import torch
 
 from cdpo_lightning.config import ConstraintConfig, PolicyConfig
 from cdpo_lightning.console import Screen
-from cdpo_lightning.constraints.constraint import REWARD, Constraint, DualState
+from cdpo_lightning.constraints.constraint import REWARD, DualState, weighted_phi
 from cdpo_lightning.data.pairs.pair_table import PairTable, draws
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.evaluation.evaluator import Measurement
@@ -55,7 +55,7 @@ def _one_shot(
     measured = reference_samples(inputs, count)
     dual = DualState(lam={})
     reward = measured.scores[REWARD].view(-1, count)
-    costs = torch.stack([_phi(c, dual, measured).view(-1, count) for c in inputs.constraints])
+    costs = torch.stack([weighted_phi(measured.scores, c, dual, measured.prompt).view(-1, count) for c in inputs.constraints])
     limits = [c.limit for c in inputs.constraints]
     if len(limits) == 1:
         lam = [one_shot_lambda(reward, costs[0], beta, limits[0], config.lambda_max)]
@@ -68,10 +68,6 @@ def _one_shot(
     shown = ", ".join(f"{one:.3f}" for one in lam)
     screen.say(f"  one-shot lambda {shown}, effective samples {size:.1f} of {count} a prompt{warning}")
     return dict(zip([c.name for c in inputs.constraints], lam, strict=True)), of_samples([measured])
-
-
-def _phi(constraint: Constraint, dual: DualState, measured: Measurement) -> torch.Tensor:
-    return constraint.weighted(dual.phi(constraint, measured.scores[constraint.score]), measured.prompt)
 
 
 def reference_samples(inputs: MethodInputs, per_prompt: int) -> Measurement:

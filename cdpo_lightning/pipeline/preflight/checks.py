@@ -16,7 +16,6 @@ import torch
 from cdpo_lightning.config import FilesConfig, RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.constraints.constraint import DualState
-from cdpo_lightning.constraints.updates import make_update
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.data.pairs.objectives import LagrangianPreference
 from cdpo_lightning.data.records import PreferencePair
@@ -58,7 +57,6 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
     Raises:
         CDPOError: a run of this configuration would be refused.
     """
-    make_update(config.constraint)
     corpus = _or_note(screen, "data", _data_names(config), lambda: load_corpus(config.dataset, config.evaluation, config.seed))
     if corpus is not None:
         screen.data(corpus)

@@ -16,7 +16,7 @@ from cdpo_lightning.models.lm.packed_forward import compute_type
 from cdpo_lightning.pipeline.base_model import load_base, make_trainables, stage_inputs
 from cdpo_lightning.pipeline.inference import make_inference
 from cdpo_lightning.pipeline.prepare import open_store
-from cdpo_lightning.pipeline.scorers import scorer_kind
+from cdpo_lightning.pipeline.scorers import missing_scorer, needs_stored_scorer, scorer_kind
 
 _GB = 1e9
 
@@ -153,7 +153,11 @@ def _length(method: ResolvedMethod) -> str:
 
 
 def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path) -> dict[str, str]:
-    """Return, by supervised stage, a note on whether the store has its result; empty for a model that would have to be loaded."""
+    """Return, by supervised stage, a note on whether the store has its result; empty for a model that would have to be loaded.
+
+    Raises:
+        ConfigError: `stages` leaves out a score model that the run needs and the store does not have.
+    """
     if corpus is None or tokenizer is None or config.model.path:
         return {}
     store, _ = open_store(config, folder)
@@ -162,5 +166,7 @@ def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path
     for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
         if stage == "sft" or scorer_kind(config, corpus, stage) == "trained":
             there = store.holds(stage, stage_inputs(config, tokenizer, base, getattr(config, stage), data))
+            if not there and needs_stored_scorer(config, stage):
+                raise missing_scorer(stage)
             held[stage] = "; the store has it" if there else "; not in the store"
     return held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from cdpo_lightning.data.pairs.pair_rows import GroupRow, group_rows, prompt_gro
 from cdpo_lightning.data.pairs.pair_table import PairTable, concatenate
 from cdpo_lightning.evaluation.evaluator import SampleCounts
 from cdpo_lightning.maths.preference import anchor_weights
+from cdpo_lightning.streams import Stream, generator
 from cdpo_lightning.text.packing import PackedRows, pack, row_length
 
 ExplorationBonus = Callable[[PairTable, DualState], Tensor]  # returns the nats [N] to add to log pi_ref of the table's responses
@@ -97,7 +97,7 @@ class PairDataModule(L.LightningDataModule):
         order = LengthBuckets([row_length(row.prompt, row.responses) for row in rows], batch, self.seed, epoch)
         if self.exploration_bonus is not None and self.fresh:  # not before the first round: step 0 requires policy = reference
             table = replace(table, reference_logp_N=table.reference_logp_N + self.exploration_bonus(table, self.dual))
-        collate = _Collate(table, target, self.objective.temperature(self.dual), self._anchor_weights())
+        collate = _Collate(table, target, self.objective.temperature(self.dual), self._anchor_weights(), self.seed, epoch)
         return ResumableLoader(rows, order, collate)
 
     def _anchor_weights(self) -> tuple[PairTable, Tensor] | None:
@@ -122,8 +122,11 @@ class PairDataModule(L.LightningDataModule):
 class _Collate:
     """Makes this rank's part of a batch from the batch's rows."""
 
-    def __init__(self, table: PairTable, target: Tensor, temperature: float, anchor: tuple[PairTable, Tensor] | None) -> None:
+    def __init__(
+        self, table: PairTable, target: Tensor, temperature: float, anchor: tuple[PairTable, Tensor] | None, seed: int, epoch: int
+    ) -> None:
         self._table, self._target, self._temperature, self._anchor = table, target, temperature, anchor
+        self._seed, self._epoch = seed, epoch
 
     def __call__(self, batch_rows: Sequence[GroupRow]) -> PolicyBatch:
         rows, weight = ranks.batch_share(batch_rows, lambda row: len(row.pairs))
@@ -148,12 +151,13 @@ class _Collate:
     def _anchor_rows(self, rows: Sequence[GroupRow]) -> tuple[PackedRows, Tensor, float]:
         """Return rows of all reference responses to a few of the batch's prompts, their weights, and the share of this rank.
 
-        The prompts are drawn with the number of the batch's first pair as seed, so that all ranks draw the same.
+        The draw depends on (seed, epoch, first pair of the batch) alone, so that all ranks draw the same.
         """
         assert self._anchor is not None
         table, weight = self._anchor
         prompts = sorted({row.number for row in rows})
-        chosen = random.Random(rows[0].pairs[0]).sample(prompts, min(_ANCHOR_PROMPTS, len(prompts)))
+        draws = generator(self._seed, Stream.ANCHOR_PROMPTS, self._epoch, rows[0].pairs[0])
+        chosen = [prompts[i] for i in torch.randperm(len(prompts), generator=draws)[:_ANCHOR_PROMPTS].tolist()]
         chosen, share = ranks.batch_share(chosen, lambda prompt: 1)
         members = [(table.prompt_N == p).nonzero()[:, 0].tolist() for p in chosen]
         texts = [(table.prompts[p], [table.responses[i] for i in own]) for p, own in zip(chosen, members, strict=True)]

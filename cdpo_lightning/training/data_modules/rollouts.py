@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from cdpo_lightning.config import PPOConfig
-from cdpo_lightning.constraints.constraint import REWARD, DualState
+from cdpo_lightning.constraints.constraint import REWARD, DualState, weighted_phi
 from cdpo_lightning.constraints.dual_round import HistoryRow, dual_round
 from cdpo_lightning.data.batching import LengthBuckets, sorted_batches
 from cdpo_lightning.evaluation.evaluator import Measurement, PolicyEvaluator, SampleCounts
@@ -93,7 +93,7 @@ class Rollouts(L.LightningDataModule):
             prompts = len(measured.prompt[c.covers(measured.prompt)].unique())
             window = [*self.windows[c.name], *phi.view(prompts, -1).T.flatten().tolist()][-self.ppo.window :]
             self.windows[c.name] = window
-            means[c.name] = sum(window) / len(window)
+            means[c.name] = sum(window) / len(window) + c.measure.offset(self.dual.measure_memory.get(c.name, {}))
         self.dual, row = dual_round(measured, self.loop.constraints, self.dual, self.loop.update, self.loop.beta, values=means)
         self.counts = self.counts.plus(measured)
         self.row = {**row, **measured.facts()}
@@ -117,7 +117,7 @@ class Rollouts(L.LightningDataModule):
         mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in lengths], batch_first=True)
         constraints = self.loop.constraints
         lam = [self.dual.lam[c.name] for c in constraints]
-        costs = [c.weighted(self.dual.phi(c, measured.scores[c.score]), measured.prompt) for c in constraints]
+        costs = [weighted_phi(measured.scores, c, self.dual, measured.prompt) for c in constraints]
         kl = kl_coefficient(self.ppo.kl, self.loop.beta, sum(lam))
         streams = kl_streams(measured.scores[REWARD], torch.stack(costs), logp, reference, mask, kl, self.ppo.score_clip)
         pairs = [

@@ -11,6 +11,7 @@ from huggingface_hub import constants as hub
 from cdpo_lightning.config import ConstraintConfig, FilesConfig, ModelConfig, ScorerConfig
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.errors import ConfigError, DataError, ModelError, NumericsError
+from cdpo_lightning.pipeline import run as pipeline
 from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables, stage_inputs
 from cdpo_lightning.pipeline.preflight import checks
 from cdpo_lightning.pipeline.preflight.checks import preflight
@@ -45,10 +46,12 @@ def test_everything_is_checked_and_nothing_is_written(checked, tmp_path):
 # Refused before anything else
 
 
-def test_an_option_that_the_update_does_not_have_is_refused_first(checked, screen):
+@pytest.mark.parametrize("start", [pipeline.check, pipeline.run])
+def test_an_option_that_the_update_does_not_have_is_refused_first(config, start, tmp_path):
+    wrong = replace(config, run_dir=str(tmp_path / "run"), constraint=ConstraintConfig(update_options={"speed": 1.0}))
     with pytest.raises(ConfigError, match=r"^constraint.update_options.speed"):
-        checked(constraint=ConstraintConfig(update_options={"speed": 1.0}))
-    assert screen.lines == []
+        start(wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stage_without_data_is_refused(checked, monkeypatch):
