@@ -46,7 +46,7 @@ class FileReader:
     ) -> tuple[AnySource, list[SourceRow]]:
         """Return the source of a file, and the rows that it can make records of.
 
-        The source is `name`, or, unless that is `fixed`, the one whose own columns the file has.
+        The source is `name`, or, unless that is `fixed`, the one whose columns the file has.
 
         Raises:
             ConfigError: the registry has no source `name`; the file has not been read then.

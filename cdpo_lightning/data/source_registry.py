@@ -24,7 +24,7 @@ class Source(ABC, Generic[R]):
     """
 
     notice: ClassVar[str]  # licence and warning about the content, one line, printed once per run
-    columns: ClassVar[frozenset[str]] = frozenset()  # columns that this source alone has: a file with all of them is read by it
+    columns: ClassVar[frozenset[str]] = frozenset()  # by which files of this source are recognised; a file has all of them
 
     @abstractmethod
     def records(self, rows: Sequence[SourceRow]) -> list[R]:
@@ -126,9 +126,10 @@ def notice_line(registry: Registry[Any], name: str) -> str:
 
 
 def fitting_source(registry: Registry[Any], default: str, rows: Sequence[SourceRow]) -> str:
-    """Return the name of the source whose own columns a row has, `default` if there is none."""
+    """Return the name of the source whose columns the first recognised row has, `default` where it has those of several or none."""
+    by_columns = [(name, registry[name].columns) for name in (default, *registry) if registry[name].columns]
     for row in rows:
-        for name, source in registry.items():
-            if source.columns and source.columns <= row.columns.keys():
+        for name, columns in by_columns:
+            if columns <= row.columns.keys():
                 return name
     return default

@@ -185,3 +185,18 @@ def test_answers_that_are_in_a_pair_are_not_labels_as_well(tmp_path: Path) -> No
     result = corpus(file, "beavertails", cost_labels=file, held_out=1e-9)
     assert len(result.pairs) == 2
     assert len(result.cost.train) == 2
+
+
+def test_a_file_with_the_columns_of_two_sources_is_read_by_the_usual_one(tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", {"prompt": "Tea?", "chosen": "Green.", "rejected": "Black."})
+    labels = {"prompt": "Tea?", "response": "Green.", "is_safe": True, "response_label": "unsafe"}
+    result = corpus(pairs, cost_labels=write(tmp_path / "labels.jsonl", labels), held_out=1e-9)
+    assert [item.signs for item in result.cost.train] == [(-1,)]
+
+
+def test_two_column_names_may_be_one_column_of_a_file(tmp_path: Path) -> None:
+    """Safety and helpfulness by one label: response_0 and response_1 are text, the preference counts for both."""
+    row = {"prompt": "Tea?", "a": "Green.", "b": "Black.", "is_response_0_safe": 1, "is_response_1_safe": 0, "best": 0}
+    columns = {"response_0": "a", "response_1": "b", "safer_response_id": "best", "better_response_id": "best"}
+    result = corpus(write(tmp_path / "p.jsonl", row), "pku_saferlhf", columns=columns, held_out=1e-9)
+    assert result.pairs == [PreferencePair("Tea?", "Green.", "Black.", 0, 0, True, False)]

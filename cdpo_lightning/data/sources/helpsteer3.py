@@ -17,7 +17,7 @@ class HelpSteer3(PairSource):
     The sign gives `better`; a pair with 0 has no label. The strength is not used.
     """
 
-    notice = "CC BY 4.0"
+    notice = "CC BY 4.0; the sign of the preference is used, its strength is not"
     columns = frozenset({"context", "response1", "response2", "overall_preference"})
 
     def records(self, rows: Sequence[SourceRow]) -> list[PreferencePair]:

@@ -18,6 +18,7 @@ class Preference(PairSource):
     """
 
     notice = "the licence is that of your file; check it before you publish a model"
+    columns = frozenset({"chosen", "rejected"})
 
     def records(self, rows: Sequence[SourceRow]) -> list[PreferencePair]:
         """Return one pair per row."""

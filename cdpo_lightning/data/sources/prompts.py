@@ -20,6 +20,7 @@ class EvaluationPrompts(Source[EvaluationPrompt]):
     """
 
     notice = f"CC BY-NC 4.0 if from BeaverTails, CC BY 4.0 if from XSTest; {HARMFUL}"
+    columns = frozenset({"prompt", "category"})
 
     def records(self, rows: Sequence[SourceRow]) -> list[EvaluationPrompt]:
         """Return each prompt once, with the categories of all its rows.

@@ -15,6 +15,7 @@ class SafetyLabels(LabelSource):
     """Single answers: columns prompt and response (or completion), or messages; and is_safe."""
 
     notice = f"CC BY-NC 4.0 if from PKU-SafeRLHF or BeaverTails, no commercial use; {HARMFUL}"
+    columns = frozenset({"is_safe"})
 
     def record(self, row: SourceRow) -> LabelledAnswer:
         """Return the labelled answer of a row."""
