@@ -112,7 +112,7 @@ def test_what_was_left_out_is_on_the_screen_with_its_first_row(tmp_path: Path) -
     of_pairs, of_labels = (line for line in result.notices if "cannot be used" in line)
     assert "2 rows" in of_pairs
     assert "pairs.jsonl:2: not JSON" in of_pairs
-    assert "1 rows" in of_labels
+    assert "1 row cannot be used" in of_labels
     assert "labels.jsonl:1: column is_safe is missing" in of_labels
 
 

@@ -45,4 +45,5 @@ class UnusableRows:
         if not self.counts:
             return ""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.counts.most_common())
-        return f"{self.counts.total():,} rows cannot be used and are left out ({reasons}); the first is {self._first}"
+        rows = "1 row" if self.counts.total() == 1 else f"{self.counts.total():,} rows"
+        return f"{rows} cannot be used, left out ({reasons}); the first is {self._first}"
