@@ -147,15 +147,18 @@ def _read_json(file: Path, name: str) -> Rows:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Return whether the first line is a whole object and more lines follow."""
-    first, _, rest = text.lstrip().partition("\n")
-    if not first.startswith("{") or not rest.strip():
+    """Return whether a file named .json has an object a line: the first line is a whole object, or, if damaged, another is."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or not lines[0].lstrip().startswith("{"):
         return False
+    return _is_object(lines[0]) or (not _is_object(text) and any(map(_is_object, lines[1:])))
+
+
+def _is_object(text: str) -> bool:
     try:
-        json.loads(first)
+        return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
-    return True
 
 
 def _read_csv(file: Path, name: str) -> Rows:

@@ -28,6 +28,7 @@ def written_csv() -> str:
 FORMS = {
     "JSON lines named .json": ("x.json", LINES),
     "an object around the rows": ("x.json", json.dumps({"version": "1.0", "data": ROWS})),
+    "an indented object around the rows": ("x.json", json.dumps({"data": ROWS}, indent=2)),
     "indented JSON": ("x.json", json.dumps(ROWS, indent=2)),
     "gzipped JSON lines": ("x.jsonl.gz", LINES),
     "gzipped JSON": ("x.json.gz", json.dumps(ROWS)),
@@ -115,6 +116,7 @@ def test_a_pointer_of_git_lfs_is_no_data(tmp_path: Path, name: str) -> None:
     [
         ("x.jsonl", b'{"a": 1}\n{"a": \n["a"]\n{"a": "\xff"}\n{"a": 2}', {"not_json": 1, "not_object": 1, "not_utf8": 1}),
         ("x.json", b'[{"a": 1}, 3, {"a": 2}]', {"not_object": 1}),
+        ("x.json", b'{"a": \n{"a": 1}\n{"a": 2}\n', {"not_json": 1}),
         ("x.csv", b'a,b\n1,2\n1\n"a"b,1\n1,2,3\n\xff,1\n2,2\n', {"cells": 2, "not_csv": 1, "not_utf8": 1}),
         ("x.txt", b"one\n\xff\ntwo\n", {"not_utf8": 1}),
     ],
