@@ -1,7 +1,7 @@
 """The data sets, one module for each or for each family, and the registries that hold them.
 
-Importing this package imports every module in it and in its folders, so a new file needs no entry elsewhere. Such a module must only
-define its sources and register them when it is imported.
+Importing this package imports every module in it and in its folders, so a new file needs no entry elsewhere. Such a module must
+only define its sources and register them when it is imported.
 """
 
 from importlib import import_module
