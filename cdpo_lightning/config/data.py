@@ -109,6 +109,8 @@ class FilesConfig:
     split: str = "train"
     evaluation_split: str = "train"
     revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # column of a source: column of your files
+    on_unusable: Literal["error", "drop"] = "error"  # of rows that no record can be made of; dropped ones are counted by reason
     on_conflict: Literal["drop", "flip", "keep", "error"] = "drop"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts, by a hash of seed and prompt
     max_pairs: CountOrAll = 0  # of the policy stage; 0: all

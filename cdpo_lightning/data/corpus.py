@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from cdpo_lightning.config import ClosedFormConfig, EvaluationConfig, FilesConfig
 from cdpo_lightning.data.audit import audit
-from cdpo_lightning.data.reading.rows import is_unpinned, read_rows
+from cdpo_lightning.data.file_reader import FileReader
 from cdpo_lightning.data.records import Demonstration, EvaluationPrompt, LabelledAnswer, MultipleChoice, PreferencePair
-from cdpo_lightning.data.source_registry import notice_line
 from cdpo_lightning.data.sources import CHOICE_SOURCES, DEMONSTRATION_SOURCES, LABEL_SOURCES, PAIR_SOURCES, PROMPT_SOURCES
 from cdpo_lightning.data.world import closed_form
 from cdpo_lightning.data.world.closed_form import World
-from cdpo_lightning.registry import Registry
 from cdpo_lightning.streams import Stream, stream_seed
 
 T = TypeVar("T")
@@ -82,15 +80,19 @@ def load_corpus(config: ClosedFormConfig | FilesConfig, evaluation: EvaluationCo
         ConfigError: `dataset.pairs_source` is unknown; no file has been read then.
         DataError: a file is missing or breaks its contract, or the audit's policy is `error` and there is a contradiction.
     """
-    corpus = closed_form_corpus(config, seed) if isinstance(config, ClosedFormConfig) else files_corpus(config, seed)
-    notices, refusal_prompts, questions = list(corpus.notices), list[EvaluationPrompt](), list[MultipleChoice]()
+    reader = FileReader()
+    if isinstance(config, ClosedFormConfig):
+        corpus = closed_form_corpus(config, seed)
+    else:
+        reader = FileReader(config.on_unusable, config.columns, config.revision)
+        corpus = files_corpus(config, seed, reader)
+    refusal_prompts, questions = list[EvaluationPrompt](), list[MultipleChoice]()
     if evaluation.refusal_prompts:
-        refusal_prompts = PROMPT_SOURCES["refusal_prompts"]().read(evaluation.refusal_prompts)
-        notices.append(notice_line(PROMPT_SOURCES, "refusal_prompts"))
+        refusal_prompts = reader.published(evaluation.refusal_prompts, PROMPT_SOURCES, "refusal_prompts")
     if evaluation.truthfulqa:
-        questions = CHOICE_SOURCES["truthfulqa"]().read(evaluation.truthfulqa)
-        notices.append(notice_line(CHOICE_SOURCES, "truthfulqa"))
-    return replace(corpus, refusal_prompts=refusal_prompts, questions=questions, notices=list(dict.fromkeys(notices)))
+        questions = reader.published(evaluation.truthfulqa, CHOICE_SOURCES, "truthfulqa")
+    metrics = corpus.metrics | reader.metrics
+    return replace(corpus, refusal_prompts=refusal_prompts, questions=questions, notices=reader.notices, metrics=metrics)
 
 
 def closed_form_corpus(config: ClosedFormConfig, seed: int) -> Corpus:
@@ -117,38 +119,39 @@ def closed_form_corpus(config: ClosedFormConfig, seed: int) -> Corpus:
     )
 
 
-def files_corpus(config: FilesConfig, seed: int) -> Corpus:
+def files_corpus(config: FilesConfig, seed: int, reader: FileReader) -> Corpus:
     """Return the audited data of the files or hub names of the configuration.
 
     Raises:
-        ConfigError: `dataset.pairs_source` is unknown; no file has been read then.
+        ConfigError: `dataset.pairs_source` is unknown (no file has been read then), or no file has a column of `dataset.columns`.
         DataError: a file is missing or breaks its contract, or the audit's policy is `error` and there is a contradiction.
     """
-    source = PAIR_SOURCES[config.pairs_source]()
-    where: dict[str, Any] = {"split": config.split, "revision": config.revision}
-    pairs, metrics = source.audited(read_rows(config.pairs, **where), config.on_conflict)
+    source, rows = reader.read(config.pairs, PAIR_SOURCES, config.pairs_source, config.split, fixed=True)
+    pairs, metrics = source.audited(rows, config.on_conflict)
     reward_pairs = pairs
     labels: list[LabelledAnswer] = []
     demonstrations: list[Demonstration] = []
     if config.reward_pairs:
-        rows = read_rows(config.reward_pairs, **where)
-        reward_pairs, counts = PAIR_SOURCES["preference"]().audited(rows, config.on_conflict, "data_reward")
+        source, rows = reader.read(config.reward_pairs, PAIR_SOURCES, "preference", config.split)
+        reward_pairs, counts = source.audited(rows, config.on_conflict, "data_reward")
         metrics |= counts
     if config.cost_labels:
-        labels, report = audit.audit_labels(LABEL_SOURCES["safety_labels"]().read(config.cost_labels, **where), config.on_conflict)
+        label_source, rows = reader.read(config.cost_labels, LABEL_SOURCES, "safety_labels", config.split)
+        labels, report = audit.audit_labels(label_source.records(rows), config.on_conflict)
         metrics |= report.as_metrics("data_cost", "answers")
     if config.demonstrations:
-        everything = DEMONSTRATION_SOURCES["demonstrations"]().read(config.demonstrations, **where)
-        demonstrations, report = audit.audit_demonstrations(everything)
+        demonstration_source, rows = reader.read(config.demonstrations, DEMONSTRATION_SOURCES, "demonstrations", config.split)
+        demonstrations, report = audit.audit_demonstrations(demonstration_source.records(rows))
         metrics |= report.as_metrics("data_sft", "answers")
     rewards = [reward_example(pair) for pair in reward_pairs if pair.better is not None]
+    prompts = _evaluation_prompts(config, pairs, reader)
+    reader.require_columns()
     return Corpus(
         demonstrations=_split(demonstrations, config, config.max_demonstrations, seed),
         reward=_split(rewards, config, config.max_reward_pairs, seed),
         cost=_split(_cost_examples(pairs, labels), config, config.max_cost_examples, seed),
         pairs=_first(audit.split_by_prompt(pairs, config.held_out, seed)[0], config.max_pairs),
-        prompts=_evaluation_prompts(config, pairs),
-        notices=_notices(config),
+        prompts=prompts,
         metrics=metrics,
     )
 
@@ -171,28 +174,12 @@ def _cost_examples(pairs: Sequence[PreferencePair], labels: Sequence[LabelledAns
     return [example for example in examples if example.preferred is not None or any(example.signs)]
 
 
-def _evaluation_prompts(config: FilesConfig, pairs: Sequence[PreferencePair]) -> list[EvaluationPrompt]:
+def _evaluation_prompts(config: FilesConfig, pairs: Sequence[PreferencePair], reader: FileReader) -> list[EvaluationPrompt]:
     """Return the prompts of their own file, or else the prompts of the pairs, each once."""
     if not config.evaluation_prompts:
         return [EvaluationPrompt(prompt) for prompt in dict.fromkeys(pair.prompt for pair in pairs)]
-    source = PROMPT_SOURCES["evaluation_prompts"]()
-    return source.read(config.evaluation_prompts, config.evaluation_split, config.revision)
-
-
-def _notices(config: FilesConfig) -> list[str]:
-    """Return the notice of each source in use, and a warning for each hub data set without a revision."""
-    sources: list[tuple[str, Registry[Any], str]] = [
-        (config.pairs, PAIR_SOURCES, config.pairs_source),
-        (config.reward_pairs, PAIR_SOURCES, "preference"),
-        (config.cost_labels, LABEL_SOURCES, "safety_labels"),
-        (config.demonstrations, DEMONSTRATION_SOURCES, "demonstrations"),
-        (config.evaluation_prompts, PROMPT_SOURCES, "evaluation_prompts"),
-    ]
-    unpinned = [path for path, *_ in sources if is_unpinned(path, config.revision)]
-    return [
-        *[notice_line(registry, name) for path, registry, name in sources if path],
-        *[f"{path}: the newest revision, which may change; pin it as {path.partition('%')[0]}@REVISION" for path in unpinned],
-    ]
+    source, rows = reader.read(config.evaluation_prompts, PROMPT_SOURCES, "evaluation_prompts", config.evaluation_split)
+    return source.records(rows)
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:

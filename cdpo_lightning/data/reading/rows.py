@@ -1,36 +1,30 @@
-"""Rows of a data set, each with its location, from a local file, a folder or the Hugging Face hub.
+"""Rows of a data set, each with its location, from a local file, a folder or the Hugging Face hub."""
 
-Local JSON, CSV and parquet are not read with `datasets`: it does not report the line of an error, its CSV reader turns an
-answer "None" or "N/A" into a missing value, and it copies what it reads into a cache in the home folder.
-"""
-
-import codecs
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from cdpo_lightning.data.reading.files import Rows, SourceRow, expected_types, is_data_file, number_rows, read_file
+from cdpo_lightning.data.reading.unusable import UnusableRow, UnusableRows
 from cdpo_lightning.errors import ConfigError, DataError
 
-
-class SourceRow(NamedTuple):
-    """One row of a data set: its location, for error messages, and its columns by name."""
-
-    location: str
-    columns: dict[str, Any]
+__all__ = ["SourceRow", "is_unpinned", "read_rows"]
 
 
-def read_rows(path: str, split: str = "train", revision: str | None = None, limit: int | None = None) -> list[SourceRow]:
+def read_rows(
+    path: str, split: str = "train", revision: str | None = None, limit: int | None = None, unusable: UnusableRows | None = None
+) -> list[SourceRow]:
     """Return the first `limit` rows (None: all) of a data set; a location is `file:line` or `name[split]:row`.
 
     `path` is a file, a folder of files, a folder written by `save_to_disk`, or a hub name, tried in that order. The split
     does not apply to a file. Of a folder, the files named after the split are read, or all files if no file name is that
-    of a split. A hub name is `owner/name`, optionally followed by `:part` (a configuration, or a folder if it ends with a
+    of a split; a folder without files of its own, such as a clone of a hub data set, is read from its folder `data`, with the
+    folders in it. A hub name is `owner/name`, optionally followed by `:part` (a configuration, or a folder if it ends with a
     slash), `@revision` (a tag or commit) and `%split`; these two take precedence over the arguments.
+
+    Args:
+        unusable: counts the rows that cannot be read, or raises the first, as its policy says; None: the first is raised.
 
     Raises:
         DataError: the path does not exist, cannot be read, or has no rows.
@@ -38,20 +32,30 @@ def read_rows(path: str, split: str = "train", revision: str | None = None, limi
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: got {limit}, expected at least 1, or null for every row")
-    rows = list(islice(_find_rows(path, split, revision), limit))
+    unusable = unusable or UnusableRows()
+    rows = list(islice(_readable(_find_rows(path, split, revision), unusable), limit))
     if not rows:
-        raise DataError(f"{path}: has no rows, expected at least one; check the file or the split ({split})")
+        reason = f"; {unusable.summary()}" if unusable.counts else ""
+        raise DataError(f"{path}: has no rows, expected at least one; check the file or the split ({split}){reason}")
     return rows
 
 
-def _find_rows(path: str, split: str, revision: str | None) -> Iterator[SourceRow]:
+def _readable(rows: Rows, unusable: UnusableRows) -> Iterator[SourceRow]:
+    for row in rows:
+        if isinstance(row, UnusableRow):
+            unusable.add(row)
+        else:
+            yield row
+
+
+def _find_rows(path: str, split: str, revision: str | None) -> Rows:
     local = Path(path).expanduser()
     if path and local.is_dir():
         return _read_saved(local, split) if _is_saved(local) else _read_folder(local, split)
     if path and local.exists():
-        return _read_file(local)
+        return read_file(local)
     if _looks_local(re.split("[:@%]", path)[0]):
-        raise DataError(f"{path!r}: missing file, expected {', '.join(_READERS)}, a folder of them or a hub name")
+        raise DataError(f"{path!r}: missing file, expected {expected_types()}, a folder of them or a hub name")
     return _read_hub(*_hub_address(path, split, revision))
 
 
@@ -77,89 +81,30 @@ def _looks_local(path: str) -> bool:
     return path[:1] in {"", ".", "/", "~"} or path.count("/") > 1 or bool(re.match(r"\.[A-Za-z]", suffix))
 
 
-def _read_file(file: Path) -> Iterator[SourceRow]:
-    if file.suffix not in _READERS:
-        raise DataError(f"{file}: file type {file.suffix!r}, expected {', '.join(_READERS)}; convert or rename it")
-    try:
-        yield from _READERS[file.suffix](file)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}), expected a readable file; check it") from error
+_SPLIT_NAME = re.compile(r"(?:.*/)?(train|training|test|val|valid|validation|dev|eval)([-_./]|$)")
 
 
-def _text(file: Path) -> str:
-    data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file.name}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
-def _parse(text: str, location: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{location}: not JSON ({error}), expected one JSON object; correct or remove it") from error
-
-
-def _number_objects(file: Path, values: Iterable[tuple[int, Any]]) -> Iterator[SourceRow]:
-    for number, value in values:
-        location = f"{file.name}:{number}"
-        if not isinstance(value, dict):
-            raise DataError(f"{location}: a JSON {type(value).__name__}, expected an object of named columns; correct it")
-        yield SourceRow(location, value)
-
-
-def _read_jsonl(file: Path) -> Iterator[SourceRow]:
-    lines = enumerate(_text(file).split("\n"), 1)  # not splitlines, which also splits at U+2028 inside JSON strings
-    return _number_objects(file, ((n, _parse(line, f"{file.name}:{n}")) for n, line in lines if line.strip()))
-
-
-def _read_json(file: Path) -> Iterator[SourceRow]:
-    values = _parse(_text(file), file.name)
-    if not isinstance(values, list):
-        raise DataError(f"{file}: a JSON {type(values).__name__}, expected an array of objects; for lines use .jsonl")
-    return _number_objects(file, enumerate(values, 1))
-
-
-def _read_csv(file: Path) -> Iterator[SourceRow]:
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{file.name}:{reader.line_num}: more or fewer cells than columns; quote its commas")
-            yield SourceRow(f"{file.name}:{reader.line_num}", row)
-    except csv.Error as error:
-        raise DataError(f"{file.name}:{reader.reader.line_num}: not CSV ({error}); correct the quotes") from error
-
-
-def _read_parquet(file: Path) -> Iterator[SourceRow]:
-    import pyarrow.parquet  # installed with datasets; imported here because it is slow to import and few runs need it
-
-    try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-    except ValueError as error:
-        raise DataError(f"{file}: not parquet ({error}), expected a whole parquet file; fetch it again") from error
-    return _number_rows(file.name, rows)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-_SPLIT_NAME = re.compile(r"(train|training|test|val|valid|validation|dev|eval)([-_.]|$)")
-
-
-def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
-    files = sorted(file for file in folder.iterdir() if file.suffix in _READERS)
-    if any(_SPLIT_NAME.match(file.name) for file in files):  # then the other files are other splits, which must not be mixed in
-        files = [file for file in files if re.match(rf"{re.escape(split)}([-_.]|$)", file.name)]
+def _read_folder(folder: Path, split: str) -> Rows:
+    files = _folder_files(folder)
+    if any(_SPLIT_NAME.match(name) for name in files):  # then the other files are other splits, which must not be mixed in
+        files = {name: file for name, file in files.items() if _is_of_split(name, split)}
     if not files:
-        raise DataError(f"{folder}: no file for the split {split!r}, expected one such as {split}.jsonl; name a file")
-    for file in files:
-        yield from _read_file(file)
+        parts = ", ".join(sorted(part.name for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")))
+        hint = f", or one of its folders {parts}" if parts else ""
+        raise DataError(f"{folder}: no file for the split {split!r}, expected one such as {split}.jsonl; name a file{hint}")
+    for name, file in files.items():
+        yield from read_file(file, name)
+
+
+def _folder_files(folder: Path) -> dict[str, Path]:
+    """Return the data files by their path in the folder; if it has none, those of its folder `data` and of the folders in that."""
+    own = {file.name: file for file in sorted(folder.iterdir()) if file.is_file() and is_data_file(file)}
+    inside = sorted(file for file in (folder / "data").rglob("*") if file.is_file() and is_data_file(file))
+    return own or {file.relative_to(folder / "data").as_posix(): file for file in inside}
+
+
+def _is_of_split(name: str, split: str) -> bool:
+    return bool(re.search(rf"(^|/){re.escape(split)}([-_./]|$)", name))
 
 
 def _is_saved(folder: Path) -> bool:
@@ -177,7 +122,7 @@ def _read_saved(folder: Path, split: str) -> Iterator[SourceRow]:
         if split not in saved:
             raise DataError(f"{folder}: no split {split!r}, it has {', '.join(saved)}; name one of these")
         saved = saved[split]
-    return _number_rows(f"{folder.name}[{split}]", saved)
+    return number_rows(f"{folder.name}[{split}]", saved)
 
 
 def _read_hub(name: str, part: str | None, split: str, revision: str | None) -> Iterator[SourceRow]:
@@ -190,8 +135,4 @@ def _read_hub(name: str, part: str | None, split: str, revision: str | None) -> 
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{name}: no such file, and not on the hub ({reason}); check name and split") from error
-    return _number_rows(f"{name}[{split}]", rows)
-
-
-def _number_rows(source: str, rows: Iterable[dict[str, Any]]) -> Iterator[SourceRow]:
-    return (SourceRow(f"{source}:{number}", columns) for number, columns in enumerate(rows, 1))
+    return number_rows(f"{name}[{split}]", rows)

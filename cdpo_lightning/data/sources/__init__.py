@@ -1,11 +1,11 @@
 """The data sets, one module for each or for each family, and the registries that hold them.
 
-Importing this package imports every module in it, so a new file needs no entry elsewhere. Such a module must only define its
-sources and register them when it is imported.
+Importing this package imports every module in it and in its folders, so a new file needs no entry elsewhere. Such a module must
+only define its sources and register them when it is imported.
 """
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 from cdpo_lightning.data.source_registry import (
     CHOICE_SOURCES,
@@ -17,5 +17,5 @@ from cdpo_lightning.data.source_registry import (
 
 __all__ = ["CHOICE_SOURCES", "DEMONSTRATION_SOURCES", "LABEL_SOURCES", "PAIR_SOURCES", "PROMPT_SOURCES"]
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+for _module in walk_packages(__path__, f"{__name__}."):
+    import_module(_module.name)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from cdpo_lightning.data.reading.dialogues import is_dialogue_pair, split_dialogues, split_turns
+from cdpo_lightning.data.reading.dialogues import is_dialogue_pair, split_dialogues
 from cdpo_lightning.data.reading.rows import SourceRow
+from cdpo_lightning.data.reading.turns import split_pair
 from cdpo_lightning.data.records import PreferencePair
 from cdpo_lightning.data.source_registry import PAIR_SOURCES, PairSource
 
@@ -17,10 +18,12 @@ class Preference(PairSource):
     """
 
     notice = "the licence is that of your file; check it before you publish a model"
+    columns = frozenset({"chosen", "rejected"})
 
     def records(self, rows: Sequence[SourceRow]) -> list[PreferencePair]:
         """Return one pair per row."""
-        return [
-            PreferencePair(*(split_dialogues if is_dialogue_pair(row) else split_turns)(row), better=0, row=row.location)
-            for row in rows
-        ]
+        return [PreferencePair(*_split(row), better=0, row=row.location) for row in rows]
+
+
+def _split(row: SourceRow) -> tuple[str, str, str]:
+    return split_dialogues(row) if is_dialogue_pair(row) else split_pair(row, "chosen", "rejected")

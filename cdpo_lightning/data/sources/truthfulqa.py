@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from cdpo_lightning.data.reading.columns import label, text, texts, value
 from cdpo_lightning.data.reading.rows import SourceRow
+from cdpo_lightning.data.reading.unusable import UnusableRow
 from cdpo_lightning.data.records import MultipleChoice, PreferencePair
 from cdpo_lightning.data.source_registry import CHOICE_SOURCES, PAIR_SOURCES, PairSource, Source
-from cdpo_lightning.errors import DataError
 
 _NOTICE = "Apache-2.0; holds falsehoods, some of them offensive"
 
@@ -46,10 +46,12 @@ def _pairs(row: SourceRow) -> list[PreferencePair]:
 
 def _question(row: SourceRow) -> MultipleChoice:
     mc1, mc2 = (_options(row, name) for name in ("mc1_targets", "mc2_targets"))
-    if sum(true for _, true in mc1) != 1:
-        raise DataError(f"{row.location}: mc1_targets has {sum(true for _, true in mc1)} true options, expected 1; correct it")
+    right = sum(true for _, true in mc1)
+    if right != 1:
+        raise UnusableRow("bad_options", f"{row.location}: mc1_targets has {right} true options, expected 1; correct it")
     if len({true for _, true in mc2}) != 2:
-        raise DataError(f"{row.location}: mc2_targets has no true or no false option, expected both; correct it")
+        message = f"{row.location}: mc2_targets has no true or no false option, expected both; correct it"
+        raise UnusableRow("bad_options", message)
     return MultipleChoice(text(row, "question", "Question"), mc1, mc2, row.location)
 
 
@@ -60,5 +62,6 @@ def _options(row: SourceRow, name: str) -> tuple[tuple[str, bool], ...]:
     if listed and len(options["choices"]) == len(options["labels"]):
         options = dict(zip(options["choices"], options["labels"], strict=True))
     if not isinstance(options, dict):
-        raise DataError(f"{row.location}: {name} is not an object of options with 0 or 1, or of choices and labels; correct it")
+        message = f"{row.location}: {name} is not an object of options with 0 or 1, or of choices and labels; correct it"
+        raise UnusableRow("bad_options", message)
     return tuple((option, label(SourceRow(row.location, options), option)) for option in options)

@@ -129,7 +129,7 @@ BROKEN_FILES = {
     "cells too few": ("x.csv", b"prompt,response\na\n", r"x\.csv:2: more or fewer cells"),
     "not CSV": ("x.csv", b'prompt\n"a"b\n', r"x\.csv:2: not CSV"),
     "not parquet": ("x.parquet", b"PAR1 and no more", "not parquet"),
-    "unknown type": ("x.txt", b"a", r"file type '\.txt'"),
+    "unknown type": ("x.doc", b"a", r"file type '\.doc'"),
 }
 
 
