@@ -21,6 +21,7 @@ from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.packed_forward import compute_type
 from cdpo_lightning.pipeline.inference import Inference
 from cdpo_lightning.store.artifacts import Artifact, Store, digest
+from cdpo_lightning.text.chat import FIXED_DATE, RENDERING
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.fit import FitSettings
 
@@ -104,9 +105,10 @@ def load_base(trainables: Trainables, tokenizer: Any) -> IdentifiedModel:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of the tokenizer's vocabulary, rules, chat template and end token."""
+    """Return a hash of the tokenizer's vocabulary, rules, chat template (with the date that it prints) and end token."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    return digest(backend, tokenizer.chat_template, tokenizer.eos_token_id)
+    date = (FIXED_DATE,) if "strftime_now" in str(tokenizer.chat_template) else ()
+    return digest(backend, tokenizer.chat_template, tokenizer.eos_token_id, *date)
 
 
 def stage_inputs(
@@ -125,8 +127,11 @@ def stage_inputs(
         *(() if config.model.lora_rank else ("lora_rank", "lora_alpha")),
         *(() if config.model.quantize else ("quantize",)),
         *(() if config.model.compile else ("compile",)),
+        *(() if config.model.template_options else ("template_options",)),
+        *(() if config.model.stop else ("stop",)),
     }
-    return {
+    rendering = {"rendering": RENDERING} if config.model.template == "chat" else {}
+    return rendering | {
         "base": base.identity,
         "tokenizer": tokenizer_hash(tokenizer),
         "model": {key: value for key, value in asdict(config.model).items() if key not in unused},

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cdpo_lightning.config import RunConfig
+from cdpo_lightning.config import ModelConfig, RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.constraints.build import make_constraints
 from cdpo_lightning.constraints.constraint import Constraint
@@ -20,6 +20,7 @@ from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
 from cdpo_lightning.evaluation.exact import ExactProblem
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.heads.published import require_folder
+from cdpo_lightning.models.lm.causal_lm import generation_stops, named_stops
 from cdpo_lightning.models.lm.packed_forward import compute_type, supports_packing
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.pipeline.base_model import (
@@ -78,6 +79,7 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
     require_examples(config, corpus)
     tokenizer = load_tokenizer(config.model)
     require_context(config.model)
+    encoder = make_encoder(config.model, tokenizer)
     inference = make_inference(config)
     trainables = make_trainables(config, inference.device)
     base = load_base(trainables, tokenizer)
@@ -92,7 +94,7 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
         progress=screen.progress,
         logger_for=lambda who: make_logger(config.logger, folder, who, baseline=who != config.who),
     )
-    inputs = StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
+    inputs = StageInputs(config, corpus, encoder, base, trainables, inference, store, settings)
     require_scorers(inputs)
     begin_run(config, folder)  # after all checks, so that a refused run can be started again in the same folder
     return inputs
@@ -181,10 +183,24 @@ def make_method_inputs(inputs: StageInputs, setup: EvaluationSetup, screen: Scre
     return method_inputs, counts
 
 
-def make_encoder(config: RunConfig, tokenizer: Any) -> Encoder:
-    """Return the policy's encoder of text to token ids."""
-    model = config.model
-    return Encoder(tokenizer, model.template, model.max_prompt_tokens, model.max_response_tokens)
+def make_encoder(model: ModelConfig, tokenizer: Any) -> Encoder:
+    """Return the encoder of text to token ids of a policy, its template checked.
+
+    Raises:
+        ConfigError: `model.max_prompt_tokens` leaves no room for a text.
+        ModelError: the chat template or `model.stop` cannot be used with this tokenizer.
+    """
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        template=model.template,
+        max_prompt=model.max_prompt_tokens,
+        max_response=model.max_response_tokens,
+        options=model.template_options,
+        stop=named_stops(model, tokenizer),
+        generation_stops=generation_stops(model),
+    )
+    encoder.require_usable()
+    return encoder
 
 
 def open_store(config: RunConfig, folder: Path) -> tuple[Store, History]:

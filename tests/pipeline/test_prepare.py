@@ -125,7 +125,7 @@ def test_the_exact_problem_has_every_response_to_every_prompt(encoder):
 
 def test_the_encoder_has_the_models_template_and_lengths(config, tokenizer):
     model = replace(config.model, template="beaver", max_prompt_tokens=5, max_response_tokens=6)
-    encoder = make_encoder(replace(config, model=model), tokenizer)
+    encoder = make_encoder(model, tokenizer)
     assert (encoder.tokenizer, encoder.template, encoder.max_prompt, encoder.max_response) == (tokenizer, "beaver", 5, 6)
 
 

@@ -10,8 +10,7 @@ from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.pipeline.base_model import require_context, tokenizer_hash
 from cdpo_lightning.pipeline.evaluate.policies import Candidate, make_candidates
-from cdpo_lightning.pipeline.prepare import EvaluationSetup
-from cdpo_lightning.text.templates import Encoder
+from cdpo_lightning.pipeline.prepare import EvaluationSetup, make_encoder
 
 
 def with_first_policy_as_reference(config: RunConfig) -> RunConfig:
@@ -54,5 +53,5 @@ def _candidate(config: RunConfig, setup: EvaluationSetup, who: str, path: str) -
     tokenizer = causal_lm.load_tokenizer(own)
     model = causal_lm.load(own).to(setup.inference.device).requires_grad_(False)
     same_tokens = tokenizer_hash(tokenizer) == tokenizer_hash(setup.evaluator.encoder.tokenizer)
-    encoder = Encoder(tokenizer, own.template, own.max_prompt_tokens, own.max_response_tokens)
+    encoder = make_encoder(own, tokenizer)
     return Candidate(model, (who,), None if own != config.model and same_tokens else encoder)

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from cdpo_lightning.pipeline import run as pipeline
 from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables, stage_inputs
 from cdpo_lightning.pipeline.preflight import checks
 from cdpo_lightning.pipeline.preflight.checks import preflight
-from cdpo_lightning.pipeline.prepare import open_store
+from cdpo_lightning.pipeline.prepare import make_encoder, open_store
 from cdpo_lightning.text.templates import Encoder
 
 
@@ -92,11 +92,14 @@ class Unended(Encoder):
 
 
 def test_responses_that_do_not_end_are_refused(checked, config, monkeypatch):
-    made = checks.make_encoder
-    monkeypatch.setattr(checks, "make_encoder", lambda *args: Unended(**vars(made(*args))))
+    def made(*args):
+        encoder = make_encoder(*args)
+        return Unended(**{field.name: getattr(encoder, field.name) for field in fields(encoder)})
+
+    monkeypatch.setattr(checks, "make_encoder", made)
     pairs = load_corpus(config.dataset, config.evaluation, config.seed).pairs[:32]
     count = sum(text.startswith("sure,") for pair in pairs for text in pair.responses)
-    with pytest.raises(ModelError, match=rf"^model.template=plain: {count} of 64 responses .*eos"):
+    with pytest.raises(ModelError, match=rf"^model.template=plain: {count} of 64 responses .*<eos>"):
         checked()
 
 
