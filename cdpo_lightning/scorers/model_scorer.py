@@ -41,13 +41,13 @@ class ModelScorer:
             NumericsError: a score is not finite.
         """
         unique = list(dict.fromkeys(texts))
-        scores = torch.tensor(ranks.map_over_ranks(unique, self._scores), dtype=torch.float64) / self.unit
+        scores = torch.tensor(ranks.map_over_ranks(unique, self.local_scores), dtype=torch.float64) / self.unit
         require_finite(scores, unique, self.identity)
         number = {text: i for i, text in enumerate(unique)}
         return scores[[number[text] for text in texts]]
 
-    def _scores(self, texts: list[Text]) -> list[float]:
-        """Return the raw scores of distinct texts."""
+    def local_scores(self, texts: list[Text]) -> list[float]:
+        """Return the raw scores of distinct texts, not divided by the unit, computed by this rank alone."""
         ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens, self.options) for text in texts]
         scores = torch.empty(len(texts), dtype=torch.float64)
         with on_device(self.model) as device, precision_context(self.precision, device):

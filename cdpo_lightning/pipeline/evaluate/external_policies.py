@@ -46,12 +46,13 @@ def _model(config: RunConfig, path: str) -> ModelConfig:
 def _candidate(config: RunConfig, setup: EvaluationSetup, who: str, path: str) -> Candidate:
     """Return the external policy, with an encoder of its own unless it can share that of the reference.
 
-    The encoder is shared, and the KL to the reference measured, if both have the same tokenizer and are different models.
+    The encoder is shared, and the KL to the reference measured, if both have the same tokenizer and end tokens and are different
+    models.
     """
     own = _model(config, path)
     require_context(own)
     tokenizer = causal_lm.load_tokenizer(own)
     model = causal_lm.load(own).to(setup.inference.device).requires_grad_(False)
-    same_tokens = tokenizer_hash(tokenizer) == tokenizer_hash(setup.evaluator.encoder.tokenizer)
-    encoder = make_encoder(own, tokenizer)
+    encoder, runs = make_encoder(own, tokenizer), setup.evaluator.encoder
+    same_tokens = tokenizer_hash(tokenizer) == tokenizer_hash(runs.tokenizer) and set(encoder.stops) == set(runs.stops)
     return Candidate(model, (who,), None if own != config.model and same_tokens else encoder)
