@@ -104,6 +104,26 @@ def load_base(trainables: Trainables, tokenizer: Any) -> IdentifiedModel:
     return IdentifiedModel(model.to(trainables.full_precision_device), causal_lm.parameter_hash(model))
 
 
+def make_encoder(model: ModelConfig, tokenizer: Any) -> Encoder:
+    """Return the encoder of text to token ids of a policy, its template checked.
+
+    Raises:
+        ConfigError: `model.max_prompt_tokens` leaves no room for a text.
+        ModelError: the chat template or `model.stop` cannot be used with this tokenizer.
+    """
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        template=model.template,
+        max_prompt=model.max_prompt_tokens,
+        max_response=model.max_response_tokens,
+        options=model.template_options,
+        stop=causal_lm.named_stops(model, tokenizer),
+        generation_stops=causal_lm.generation_stops(model),
+    )
+    encoder.require_usable()
+    return encoder
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """Return a hash of the tokenizer's vocabulary, rules, chat template (with the date that it prints) and end token."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cdpo_lightning.config import ModelConfig, RunConfig
+from cdpo_lightning.config import RunConfig
 from cdpo_lightning.console import Screen
 from cdpo_lightning.constraints.build import make_constraints
 from cdpo_lightning.constraints.constraint import Constraint
@@ -20,7 +19,6 @@ from cdpo_lightning.evaluation.evaluator import PolicyEvaluator
 from cdpo_lightning.evaluation.exact import ExactProblem
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.heads.published import require_folder
-from cdpo_lightning.models.lm.causal_lm import generation_stops, named_stops
 from cdpo_lightning.models.lm.packed_forward import compute_type, supports_packing
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 from cdpo_lightning.pipeline.base_model import (
@@ -29,6 +27,7 @@ from cdpo_lightning.pipeline.base_model import (
     Trainables,
     load_base,
     load_tokenizer,
+    make_encoder,
     make_trainables,
     require_context,
 )
@@ -42,7 +41,6 @@ from cdpo_lightning.store.artifacts import ForwardCounter, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
 from cdpo_lightning.text.packing import TokenRow
-from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.fit import FitSettings
 from cdpo_lightning.training.loggers import make_logger
 
@@ -181,26 +179,6 @@ def make_method_inputs(inputs: StageInputs, setup: EvaluationSetup, screen: Scre
         exact=exact_problem(corpus, setup.constraints, inputs.encoder, setup.constants, config.policy.beta),
     )
     return method_inputs, counts
-
-
-def make_encoder(model: ModelConfig, tokenizer: Any) -> Encoder:
-    """Return the encoder of text to token ids of a policy, its template checked.
-
-    Raises:
-        ConfigError: `model.max_prompt_tokens` leaves no room for a text.
-        ModelError: the chat template or `model.stop` cannot be used with this tokenizer.
-    """
-    encoder = Encoder(
-        tokenizer=tokenizer,
-        template=model.template,
-        max_prompt=model.max_prompt_tokens,
-        max_response=model.max_response_tokens,
-        options=model.template_options,
-        stop=named_stops(model, tokenizer),
-        generation_stops=generation_stops(model),
-    )
-    encoder.require_usable()
-    return encoder
 
 
 def open_store(config: RunConfig, folder: Path) -> tuple[Store, History]:

@@ -16,6 +16,7 @@ from cdpo_lightning.pipeline.base_model import (
     StageInputs,
     load_base,
     load_tokenizer,
+    make_encoder,
     make_trainables,
     require_context,
     restored,
@@ -171,6 +172,12 @@ def test_names_and_what_is_not_used_do_not_change_the_name_of_an_artifact(named,
         named(policy=replace(config.policy, beta=2.0)),
         named(stages=["sft"]),
     } == {named()}
+
+
+def test_the_encoder_has_the_models_template_and_lengths(config, tokenizer):
+    model = replace(config.model, template="beaver", max_prompt_tokens=5, max_response_tokens=6)
+    encoder = make_encoder(model, tokenizer)
+    assert (encoder.tokenizer, encoder.template, encoder.max_prompt, encoder.max_response) == (tokenizer, "beaver", 5, 6)
 
 
 def test_a_model_that_is_loaded_has_the_tokenizer_of_its_folder(tmp_path):

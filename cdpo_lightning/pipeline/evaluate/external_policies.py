@@ -8,9 +8,9 @@ from pathlib import Path
 from cdpo_lightning.config import ModelConfig, RunConfig
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import causal_lm
-from cdpo_lightning.pipeline.base_model import require_context, tokenizer_hash
+from cdpo_lightning.pipeline.base_model import make_encoder, require_context, tokenizer_hash
 from cdpo_lightning.pipeline.evaluate.policies import Candidate, make_candidates
-from cdpo_lightning.pipeline.prepare import EvaluationSetup, make_encoder
+from cdpo_lightning.pipeline.prepare import EvaluationSetup
 
 
 def with_first_policy_as_reference(config: RunConfig) -> RunConfig:

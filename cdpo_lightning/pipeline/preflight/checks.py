@@ -23,11 +23,11 @@ from cdpo_lightning.errors import DataError, ModelError, NumericsError
 from cdpo_lightning.models.lm import causal_lm, memory
 from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
-from cdpo_lightning.pipeline.base_model import load_tokenizer, require_context
+from cdpo_lightning.pipeline.base_model import load_tokenizer, make_encoder, require_context
 from cdpo_lightning.pipeline.constants import make_training_pairs
 from cdpo_lightning.pipeline.inference import make_inference
 from cdpo_lightning.pipeline.preflight import resources
-from cdpo_lightning.pipeline.prepare import make_encoder, require_examples
+from cdpo_lightning.pipeline.prepare import require_examples
 from cdpo_lightning.pipeline.scorers import load_published
 from cdpo_lightning.scorers.scorer import Scorer, Text
 from cdpo_lightning.text.packing import TokenRow

@@ -12,10 +12,10 @@ from cdpo_lightning.config import ConstraintConfig, FilesConfig, ModelConfig, Sc
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.errors import ConfigError, DataError, ModelError, NumericsError
 from cdpo_lightning.pipeline import run as pipeline
-from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables, stage_inputs
+from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_encoder, make_trainables, stage_inputs
 from cdpo_lightning.pipeline.preflight import checks
 from cdpo_lightning.pipeline.preflight.checks import preflight
-from cdpo_lightning.pipeline.prepare import make_encoder, open_store
+from cdpo_lightning.pipeline.prepare import open_store
 from cdpo_lightning.text.templates import Encoder
 
 
