@@ -213,7 +213,7 @@ def refusal(tokenizer: Any, problem: str, remedy: str = "") -> ModelError:
 
 
 def longest_end(text: str, fits: Callable[[str], bool]) -> str:
-    """Return the longest end of the text that fits, found by bisection; of an empty rest nothing is asked."""
+    """Return the longest end of the text that fits, which may be empty, by bisection."""
     if fits(text):
         return text
     low, high = 0, len(text)  # cutting `low` characters does not fit

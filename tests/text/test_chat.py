@@ -9,6 +9,7 @@ import datetime as dt
 import pytest
 from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
+from trl.data_utils import apply_chat_template
 
 from cdpo_lightning.errors import ConfigError, ModelError
 from cdpo_lightning.text.templates import Encoder, encode_scored
@@ -171,3 +172,21 @@ def test_long_scored_text_loses_the_beginning_of_the_prompt():
     assert len(scored) <= 24
     assert text.startswith("<|im_start|>user\n")
     assert text.endswith("tea?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n")
+
+
+# TRL
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*LEFT_OPEN, "idefics3", "smolvlm", "llava_next"}])
+def test_trl_tokenizes_the_same_conversational_rows_to_the_same_ids(name, on_that_day):
+    """`DPOTrainer` renders a row by this function; what it has behind the end of the turn is left out."""
+    tokenizer = published_tokenizer(name)
+    encoder = Encoder(tokenizer, "chat", 4096, 4096)
+    question, answers = "Is tea good?", ["Yes, very.", "4"]
+    chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in answers)
+    prompt = [{"role": "user", "content": question}]
+    row = apply_chat_template({"prompt": prompt, "chosen": chosen, "rejected": rejected}, tokenizer)
+    for answer, kind in zip(answers, ("chosen", "rejected"), strict=True):
+        theirs = (row["prompt"] + row[kind]).removesuffix(encoder.chat.frame.after)
+        ours = encoder.prompt(question) + encoder.response(answer)
+        assert list(ours) == tokenizer(theirs, add_special_tokens=False)["input_ids"]

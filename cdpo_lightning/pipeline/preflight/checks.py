@@ -134,6 +134,9 @@ def _check_rows(pairs: Sequence[PreferencePair], encoder: Encoder, screen: Scree
         raise ModelError(
             f"model.template={encoder.template}: {missing} of {len(texts)} responses do not end with {end}; expected all"
         )
+    special = [token for token in encoder.tokenizer.all_special_tokens if any(token in pair.prompt for pair in pairs)]
+    if special:
+        screen.say(f"note: prompts hold special tokens ({', '.join(special)}); a text that is rendered already is rendered again")
     cut_prompts = sum(encoder.is_cut(pair.prompt, None) for pair in pairs)
     screen.say(
         f"rows       {len(pairs)} pairs: prompts {_span(prompts)} tokens, {cut_prompts} cut; "

@@ -83,6 +83,23 @@ def test_rows_are_the_first_pairs_with_their_lengths_and_what_is_truncated(check
     assert f", {truncated} cut; " in output
 
 
+def test_prompts_that_are_rendered_already_are_noted(checked, monkeypatch):
+    assert "special tokens" not in checked()
+    load = checks.load_corpus
+
+    def rendered(*args):
+        corpus = load(*args)
+        return replace(corpus, pairs=[replace(pair, prompt=f"<eos>{pair.prompt}") for pair in corpus.pairs])
+
+    monkeypatch.setattr(checks, "load_corpus", rendered)
+    assert re.search(r"^note: prompts hold special tokens \(<eos>\)", checked(), re.MULTILINE)
+
+
+def test_the_ends_of_responses_are_shown(checked, config):
+    output = checked(model=replace(config.model, stop=["<pad>"]))
+    assert line(output, "ends") == "ends       sampling stops at <eos>, <pad>"
+
+
 class Unended(Encoder):
     """Leaves out the end of every response that begins with `sure,`."""
 
