@@ -27,6 +27,7 @@ RENDERING = "conversation"  # changed with what is rendered: results that are st
 # Two conversations that are rendered to learn what a template puts around the texts.
 _QUESTION, _ANSWER = "Is tea good?", "Yes, very."
 _OTHERS = ("Name two!", "Green, and black")
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)  # raised by a template, by its options, for want of a default one
 _LONGEST_HEADER = 64  # characters, of which the last may be part of a token that the response begins with
 
 
@@ -115,7 +116,7 @@ class ChatTemplate:
         in_parts = self._in_parts
         try:
             return self._apply(question, answer, in_parts)
-        except (TemplateError, TypeError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise refusal(self.tokenizer, f"its template fails ({error}) on {question[:60]!r}") from error
 
     def _apply(self, question: str, answer: str | None, in_parts: bool) -> str:
@@ -136,7 +137,7 @@ class ChatTemplate:
         for in_parts in (False, True):
             try:
                 prompt, whole = (self._apply(_QUESTION, answer, in_parts) for answer in (None, _ANSWER))
-            except (TemplateError, TypeError) as error:
+            except _TEMPLATE_ERRORS as error:
                 missing = missing or f"its template fails ({error})"
                 continue
             if _QUESTION in prompt and _QUESTION in whole and _ANSWER in whole:

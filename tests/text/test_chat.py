@@ -112,10 +112,11 @@ TOKENS = ["<|im_start|>", "<|im_end|>"]
         (PROMPTED.replace("<|im_end|>", ""), "no special token follows"),
         (PROMPTED.replace("{{ m.content }}", "{{ m.content }}{{ m.content | length }}"), "depends on the texts|no special token"),
         ("{{ raise_exception('no') }}", "its template fails .no."),
+        ({"rag": PROMPTED}, "its template fails .*default"),
         ("{{ messages | length }}" + PROMPTED, "begins in another way"),
         (None, "no chat template"),
     ],
-    ids=["no text", "no end", "length", "fails", "other prompt", "none"],
+    ids=["no text", "no end", "length", "fails", "no default", "other prompt", "none"],
 )
 def test_a_template_that_cannot_be_used_is_refused_in_one_line(source, problem):
     with pytest.raises(ModelError, match=problem) as error:
