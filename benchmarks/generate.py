@@ -24,7 +24,7 @@ Prompts = list[tuple[int, ...]]
 
 def ours(model: nn.Module, prompts: Prompts, eos: int, args: argparse.Namespace) -> int:
     """Return the number of tokens sampled by this framework."""
-    samples = sample(model, prompts, 1, args.new_tokens, eos, 0, args.batch_size)
+    samples = sample(model, prompts, 1, args.new_tokens, (eos,), 0, args.batch_size)
     return sum(len(s.tokens) for s in samples)
 
 

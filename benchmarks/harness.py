@@ -129,7 +129,7 @@ def load_pairs(args: argparse.Namespace) -> Pairs:
     if len(rows) < args.num_pairs:
         pairs = f"{args.pairs}: {len(rows)} pairs of at least {args.min_tokens} tokens"
         raise SystemExit(f"{pairs}, expected {args.num_pairs}; give a file with more of them, or a smaller --num-pairs")
-    return Pairs(list(islice(rows, args.num_pairs)), encoder.eos, list(islice(texts, args.num_pairs)))
+    return Pairs(list(islice(rows, args.num_pairs)), encoder.end, list(islice(texts, args.num_pairs)))
 
 
 def matrix_rate(device: str, precision: str, size: int = 2048, repeats: int = 8) -> float:

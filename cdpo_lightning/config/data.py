@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -33,6 +33,8 @@ class ModelConfig:
     trust_remote_code: bool = False
     architecture: dict[str, int] = field(default_factory=dict)
     template: Literal["plain", "chat", "beaver"] = "plain"
+    template_options: dict[str, Any] = field(default_factory=dict)  # for the chat template, such as enable_thinking: false
+    stop: list[str] = field(default_factory=list)  # tokens that end a response, besides those of template, model and tokenizer
     max_prompt_tokens: PositiveInt = 16
     max_response_tokens: AtLeastTwo = 24
     attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"

@@ -113,19 +113,18 @@ class PolicyEvaluator:
             if self.engine:
                 result = self._from_engine(self.engine, model, prompts, per_prompt, seed, encoder)
             else:
-                result = sample(model, prompts, per_prompt, encoder.max_response, encoder.eos, seed, self.sample_batch)
+                result = sample(model, prompts, per_prompt, encoder.max_response, encoder.stops, seed, self.sample_batch)
         return [result[i : i + per_prompt] for i in range(0, len(result), per_prompt)]
 
     def _from_engine(
         self, engine: VLLM, model: nn.Module, prompts: list[tuple[int, ...]], per_prompt: int, seed: int, encoder: Encoder
     ) -> list[Sample]:
         """Return samples of the engine, with log-probabilities that the policy itself computes."""
-        eos = encoder.eos
-        drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, eos, seed)
+        drawn = engine.tokens(model, prompts, per_prompt, encoder.max_response, encoder.stops, seed)
         rows: list[TokenRow] = [(ids, [tokens]) for ids, responses in zip(prompts, drawn, strict=True) for tokens in responses]
         owners = [number for number, responses in enumerate(drawn) for _ in responses]
         logp = [float(value) for value in local_response_logp(model, rows, self.batch_size, self.precision)]
-        return [Sample(p, tuple(r[0]), r[0][-1] == eos, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]
+        return [Sample(p, tuple(r[0]), r[0][-1] in encoder.stops, x) for p, (_, r), x in zip(owners, rows, logp, strict=True)]
 
     def _reference_logp(self, prompts: list[tuple[int, ...]], samples: list[Sample]) -> Tensor:
         """Return log pi_ref of each sample, nats, [N]; equal samples are run once."""

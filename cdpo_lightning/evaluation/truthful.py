@@ -16,7 +16,7 @@ from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.maths.statistics import clustered_mean
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import TokenRow
-from cdpo_lightning.text.templates import Encoder, encode_prompt, encode_response
+from cdpo_lightning.text.templates import Encoder
 
 Options = tuple[tuple[str, bool], ...]
 
@@ -37,8 +37,8 @@ def option_logps(
     """Return log p(option | question), nats, float64, summed over the option's tokens: one tensor [options] per question."""
     rows: list[TokenRow] = []
     for question, options in questions:
-        prompt = tuple(encode_prompt(question, encoder.template, encoder.tokenizer))
-        rows += [(prompt, [tuple(encode_response(text, encoder.tokenizer, with_eos=False))]) for text, _ in options]
+        prompt = encoder.whole_prompt(question)
+        rows += [(prompt, [encoder.whole_response(text, with_end=False)]) for text, _ in options]
     return list(response_logp_of_rows(model, rows, batch_size, precision).split([len(options) for _, options in questions]))
 
 

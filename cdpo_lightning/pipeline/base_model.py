@@ -21,6 +21,7 @@ from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.packed_forward import compute_type
 from cdpo_lightning.pipeline.inference import Inference
 from cdpo_lightning.store.artifacts import Artifact, Store, digest
+from cdpo_lightning.text.chat import FIXED_DATE, RENDERING
 from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.fit import FitSettings
 
@@ -103,10 +104,31 @@ def load_base(trainables: Trainables, tokenizer: Any) -> IdentifiedModel:
     return IdentifiedModel(model.to(trainables.full_precision_device), causal_lm.parameter_hash(model))
 
 
+def make_encoder(model: ModelConfig, tokenizer: Any) -> Encoder:
+    """Return the encoder of text to token ids of a policy, its template checked.
+
+    Raises:
+        ConfigError: `model.max_prompt_tokens` leaves no room for a text.
+        ModelError: the chat template or `model.stop` cannot be used with this tokenizer.
+    """
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        template=model.template,
+        max_prompt=model.max_prompt_tokens,
+        max_response=model.max_response_tokens,
+        options=model.template_options,
+        stop=causal_lm.named_stops(model, tokenizer),
+        generation_stops=causal_lm.generation_stops(model),
+    )
+    encoder.require_usable()
+    return encoder
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of the tokenizer's vocabulary, rules, chat template and end token."""
+    """Return a hash of the tokenizer's vocabulary, rules, chat template (with the date that it prints) and end token."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    return digest(backend, tokenizer.chat_template, tokenizer.eos_token_id)
+    date = (FIXED_DATE,) if "strftime_now" in str(tokenizer.chat_template) else ()
+    return digest(backend, tokenizer.chat_template, tokenizer.eos_token_id, *date)
 
 
 def stage_inputs(
@@ -125,8 +147,11 @@ def stage_inputs(
         *(() if config.model.lora_rank else ("lora_rank", "lora_alpha")),
         *(() if config.model.quantize else ("quantize",)),
         *(() if config.model.compile else ("compile",)),
+        *(() if config.model.template_options else ("template_options",)),
+        *(() if config.model.stop else ("stop",)),
     }
-    return {
+    rendering = {"rendering": RENDERING} if config.model.template == "chat" else {}
+    return rendering | {
         "base": base.identity,
         "tokenizer": tokenizer_hash(tokenizer),
         "model": {key: value for key, value in asdict(config.model).items() if key not in unused},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,6 +27,7 @@ from cdpo_lightning.pipeline.base_model import (
     Trainables,
     load_base,
     load_tokenizer,
+    make_encoder,
     make_trainables,
     require_context,
 )
@@ -41,7 +41,6 @@ from cdpo_lightning.store.artifacts import ForwardCounter, Store, digest
 from cdpo_lightning.store.history import History
 from cdpo_lightning.store.run_folder import begin_run
 from cdpo_lightning.text.packing import TokenRow
-from cdpo_lightning.text.templates import Encoder
 from cdpo_lightning.training.fit import FitSettings
 from cdpo_lightning.training.loggers import make_logger
 
@@ -78,6 +77,7 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
     require_examples(config, corpus)
     tokenizer = load_tokenizer(config.model)
     require_context(config.model)
+    encoder = make_encoder(config.model, tokenizer)
     inference = make_inference(config)
     trainables = make_trainables(config, inference.device)
     base = load_base(trainables, tokenizer)
@@ -92,7 +92,7 @@ def load_stage_inputs(config: RunConfig, folder: Path, store: Store, history: Hi
         progress=screen.progress,
         logger_for=lambda who: make_logger(config.logger, folder, who, baseline=who != config.who),
     )
-    inputs = StageInputs(config, corpus, make_encoder(config, tokenizer), base, trainables, inference, store, settings)
+    inputs = StageInputs(config, corpus, encoder, base, trainables, inference, store, settings)
     require_scorers(inputs)
     begin_run(config, folder)  # after all checks, so that a refused run can be started again in the same folder
     return inputs
@@ -179,12 +179,6 @@ def make_method_inputs(inputs: StageInputs, setup: EvaluationSetup, screen: Scre
         exact=exact_problem(corpus, setup.constraints, inputs.encoder, setup.constants, config.policy.beta),
     )
     return method_inputs, counts
-
-
-def make_encoder(config: RunConfig, tokenizer: Any) -> Encoder:
-    """Return the policy's encoder of text to token ids."""
-    model = config.model
-    return Encoder(tokenizer, model.template, model.max_prompt_tokens, model.max_response_tokens)
 
 
 def open_store(config: RunConfig, folder: Path) -> tuple[Store, History]:

@@ -17,7 +17,7 @@ from cdpo_lightning import ranks, report
 from cdpo_lightning.config import ResolvedMethod, RunConfig
 from cdpo_lightning.console import Screen, quiet_libraries
 from cdpo_lightning.constraints.updates import make_update
-from cdpo_lightning.errors import ConfigError
+from cdpo_lightning.errors import ConfigError, ModelError
 from cdpo_lightning.evaluation.metrics import Metrics
 from cdpo_lightning.models.lm.causal_lm import resolve_precision
 from cdpo_lightning.models.sampling import vllm_generation
@@ -117,11 +117,13 @@ def _train_and_evaluate(config: RunConfig, setup: EvaluationSetup, inputs: Metho
         metrics |= evaluate_by_samples(config, setup, candidates, folder, screen)
     metrics = _finite(metrics)
     if ranks.is_first():
-        tokenizer = inputs.evaluator.encoder.tokenizer
         for who, policy in policies.items():
-            export_policy(policy, tokenizer, folder / "export" / who, who, config, metrics)
+            export_policy(policy, inputs.evaluator.encoder, folder / "export" / who, who, config, metrics)
         for name, scorer in inputs.evaluator.scorers.items():
-            export_scorer(scorer, folder / "export" / name, name)
+            try:
+                export_scorer(scorer, folder / "export" / name, name)
+            except ModelError as error:  # the run's results are whole without it
+                screen.say(f"note: not exported: {error}")
     return metrics
 
 

@@ -25,6 +25,7 @@ from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.oracle import OracleScorer
 from cdpo_lightning.scorers.scorer import Scorer
 from cdpo_lightning.store.artifacts import digest
+from cdpo_lightning.text.chat import RENDERING
 from cdpo_lightning.text.templates import encode_scored
 from cdpo_lightning.training.data_modules.seeded_data import SeededData
 from cdpo_lightning.training.fit import FitStage, fit, optimizer_steps
@@ -157,9 +158,16 @@ def load_published(config: RunConfig, inference: Inference, name: str) -> ModelS
     own: ScorerConfig = getattr(config, name)
     model, tokenizer = load_score_model(own, inference.device, compute_type(config.trainer.precision))
     template = own.template or config.model.template
-    read = (causal_lm.parameter_hash(model), tokenizer_hash(tokenizer), template, own.max_tokens, own.sign)
+    read = (
+        causal_lm.parameter_hash(model),
+        tokenizer_hash(tokenizer),
+        template,
+        own.max_tokens,
+        own.sign,
+        *((RENDERING,) if template == "chat" else ()),
+    )
     scorer = _as_scorer(config, tokenizer, name, model, f"{name}:{digest(*read)}")
-    return replace(scorer, unit=float(own.sign), published=True)
+    return replace(scorer, unit=float(own.sign), options={}, published=True)
 
 
 def _config(inputs: StageInputs, name: str) -> ScorerConfig:
@@ -182,6 +190,7 @@ def _as_scorer(config: RunConfig, tokenizer: Any, name: str, model: nn.Module, i
         batch_size=config.trainer.inference_batch,
         precision=config.trainer.precision,
         identity=identity,
+        options=config.model.template_options,
     )
 
 
@@ -190,7 +199,7 @@ def _score_rows(inputs: StageInputs, name: str, items: Sequence[ScoreExample]) -
     template = config.template or inputs.config.model.template
 
     def ids(prompt: str, response: str) -> list[int]:
-        return encode_scored(prompt, response, template, inputs.encoder.tokenizer, config.max_tokens)
+        return encode_scored(prompt, response, template, inputs.encoder.tokenizer, config.max_tokens, inputs.encoder.options)
 
     return [(e, [ids(e.prompt, text) for text in e.responses]) for e in items]
 

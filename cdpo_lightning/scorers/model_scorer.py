@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class ModelScorer:
     precision: str
     identity: str
     unit: float = 1.0  # raw scores are divided by it; a negative unit reverses their sign
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
     published: bool = False  # not trained here
 
     @torch.no_grad()
@@ -40,14 +41,14 @@ class ModelScorer:
             NumericsError: a score is not finite.
         """
         unique = list(dict.fromkeys(texts))
-        scores = torch.tensor(ranks.map_over_ranks(unique, self._scores), dtype=torch.float64) / self.unit
+        scores = torch.tensor(ranks.map_over_ranks(unique, self.local_scores), dtype=torch.float64) / self.unit
         require_finite(scores, unique, self.identity)
         number = {text: i for i, text in enumerate(unique)}
         return scores[[number[text] for text in texts]]
 
-    def _scores(self, texts: list[Text]) -> list[float]:
-        """Return the raw scores of distinct texts."""
-        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens) for text in texts]
+    def local_scores(self, texts: list[Text]) -> list[float]:
+        """Return the raw scores of distinct texts, not divided by the unit, computed by this rank alone."""
+        ids = [encode_scored(*text, self.template, self.tokenizer, self.max_tokens, self.options) for text in texts]
         scores = torch.empty(len(texts), dtype=torch.float64)
         with on_device(self.model) as device, precision_context(self.precision, device):
             for batch in sorted_batches([len(i) for i in ids], self.batch_size):

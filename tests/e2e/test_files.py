@@ -19,6 +19,7 @@ from cdpo_lightning.config import RunConfig
 from cdpo_lightning.errors import CDPOError, ModelError
 from cdpo_lightning.models.lm.causal_lm import build, word_tokenizer
 from cdpo_lightning.pipeline.run import check, evaluate, run
+from tests.text.chat_tokenizers import published_tokenizer
 
 PLANTS = ["basil", "beans", "carrots", "chard", "dill", "garlic", "kale", "leek", "mint", "onion", "peas", "sage"]
 QUESTIONS = ["how do I grow {}", "when do I plant {}"]
@@ -113,6 +114,24 @@ def test_a_whole_run_on_files(project: Project, capsys: pytest.CaptureFixture[st
     assert {"sft/loss", "reward/pair_accuracy", "cost/sign_accuracy", "dual/lambda"} <= metrics.keys()
     assert not any(key.startswith(("exact/", "truth/")) for key in metrics), "the optimum of real data is unknown"
     assert "no commercial use" in capsys.readouterr().out
+
+
+def test_a_whole_run_in_gemmas_chat_template(project: Project) -> None:
+    """The model's eos is not the end of its turns; the exported policy and scorers go on from there."""
+    tokenizer, folder = published_tokenizer("gemma"), project.folder / "gemma"
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "max_position_embeddings": 128}
+    build(sizes, len(tokenizer), 0, tokenizer.eos_token_id, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lengths = ["model.max_prompt_tokens=64", "model.max_response_tokens=48"]
+    run(project.config(f"model.path={folder}", "model.template=chat", *lengths, "sft.epochs=15", "sft.lr=1e-2", "sft.batch_size=4"))
+    metrics = json.loads((project.folder / "run/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["data/truncated"] == 0
+    assert metrics["eval/reference/unfinished_rate"] < 0.05
+    exported = project.folder / "run/export"
+    assert {path.name for path in exported.iterdir()} >= {"cdpo", "reward", "cost"}
+    ends = json.loads((exported / "cdpo/generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    assert ends == tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<eos>"])
 
 
 @pytest.mark.slow

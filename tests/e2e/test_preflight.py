@@ -65,7 +65,7 @@ def test_step_0_has_loss_ln_2_and_the_plan_looks_into_the_store(configure: Confi
         re.M,
     )
     assert "loss 0.6931" in message
-    assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with the eos$", message, re.MULTILINE)
+    assert re.search(r"^rows +32 pairs: prompts .* 0 cut; responses .* the others end with <eos>$", message, re.MULTILINE)
     assert re.search(
         r"^stage +sft +12 epochs of \d+ examples, at most \d+ steps; (not in the store|the store has it)$", message, re.M
     )

@@ -16,6 +16,7 @@ from cdpo_lightning.pipeline.base_model import (
     StageInputs,
     load_base,
     load_tokenizer,
+    make_encoder,
     make_trainables,
     require_context,
     restored,
@@ -148,6 +149,9 @@ def test_an_artifact_has_another_name_when_anything_changes_that_it_depends_on(n
         named(fit=FitConfig(lr=2e-3)),
         named(model=longer),
         named(model=replace(config.model, lora_rank=2)),
+        named(model=replace(config.model, template="chat")),
+        named(model=replace(config.model, template="chat", template_options={"enable_thinking": False})),
+        named(model=replace(config.model, stop=["<unk>"])),
         named(model=replace(config.model, lora_rank=3)),
         named(seed=1),
         named(trainer=bf16),
@@ -168,6 +172,12 @@ def test_names_and_what_is_not_used_do_not_change_the_name_of_an_artifact(named,
         named(policy=replace(config.policy, beta=2.0)),
         named(stages=["sft"]),
     } == {named()}
+
+
+def test_the_encoder_has_the_models_template_and_lengths(config, tokenizer):
+    model = replace(config.model, template="beaver", max_prompt_tokens=5, max_response_tokens=6)
+    encoder = make_encoder(model, tokenizer)
+    assert (encoder.tokenizer, encoder.template, encoder.max_prompt, encoder.max_response) == (tokenizer, "beaver", 5, 6)
 
 
 def test_a_model_that_is_loaded_has_the_tokenizer_of_its_folder(tmp_path):

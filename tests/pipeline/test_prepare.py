@@ -18,7 +18,6 @@ from cdpo_lightning.pipeline.constants import exact_problem
 from cdpo_lightning.pipeline.prepare import (
     build_evaluation,
     load_stage_inputs,
-    make_encoder,
     make_engine,
     make_method_inputs,
     open_store,
@@ -121,12 +120,6 @@ def test_the_exact_problem_has_every_response_to_every_prompt(encoder):
 
 
 # Parts
-
-
-def test_the_encoder_has_the_models_template_and_lengths(config, tokenizer):
-    model = replace(config.model, template="beaver", max_prompt_tokens=5, max_response_tokens=6)
-    encoder = make_encoder(replace(config, model=model), tokenizer)
-    assert (encoder.tokenizer, encoder.template, encoder.max_prompt, encoder.max_response) == (tokenizer, "beaver", 5, 6)
 
 
 def test_without_another_engine_the_policy_samples_itself(config, tmp_path):

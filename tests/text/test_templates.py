@@ -16,7 +16,6 @@ from cdpo_lightning.text.templates import Encoder, encode_prompt, encode_respons
 BOS, EOS = 1, 2
 WORDS = ["▁BEGINNING", "▁OF", "▁CONVERSATION:", "▁USER:", "▁ASSISTANT:", "▁tea", "▁tea\n", "▁green", "ASSISTANT:green"]
 VOCABULARY = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-CHAT = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
 
 
 def make_tokenizer(specials: str = "<s> $A", **names) -> PreTrainedTokenizerFast:
@@ -30,7 +29,7 @@ def make_tokenizer(specials: str = "<s> $A", **names) -> PreTrainedTokenizerFast
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer(chat_template=CHAT)
+    return make_tokenizer()
 
 
 def ids(*words: str) -> list[int]:
@@ -45,11 +44,10 @@ BEAVER = ids("▁BEGINNING", "▁OF", "▁CONVERSATION:", "▁USER:", "▁tea", 
     [
         ("beaver", "BEGINNING OF CONVERSATION: USER: {tea} ASSISTANT:"),
         ("plain", "{tea}\n"),
-        ("chat", "<s>[user] {tea}"),
     ],
 )
-def test_the_prompt_is_inserted_into_the_template_and_its_braces_are_kept(tokenizer, template, text):
-    assert render_prompt("{tea}", template, tokenizer) == text
+def test_the_prompt_is_inserted_into_the_template_and_its_braces_are_kept(template, text):
+    assert render_prompt("{tea}", template) == text
 
 
 @pytest.mark.parametrize(("template", "expected"), [("beaver", BEAVER), ("plain", ids("▁tea\n"))])
@@ -61,13 +59,7 @@ def test_a_prompt_starts_with_bos_if_the_tokenizer_adds_one(template, expected):
 
 
 def test_there_is_never_a_second_bos(tokenizer):
-    assert encode_prompt("tea", "chat", tokenizer).count(BOS) == 1
     assert encode_prompt("<s>tea", "plain", tokenizer).count(BOS) == 1
-
-
-def test_no_bos_is_added_to_a_chat_template():
-    tokenizer = make_tokenizer(chat_template=CHAT.replace("{{ bos_token }}", ""))
-    assert BOS not in encode_prompt("tea", "chat", tokenizer)
 
 
 def test_a_response_ends_with_one_eos(tokenizer):
@@ -88,14 +80,9 @@ def test_a_scorer_reads_prompt_and_response_as_one_text(tokenizer):
     assert text != tokenizer.decode(encode_prompt("tea", "beaver", tokenizer)[1:] + encode_response("green", tokenizer)[:-1])
 
 
-def test_an_unknown_template_is_refused(tokenizer):
+def test_an_unknown_template_is_refused():
     with pytest.raises(ConfigError, match="'llama', expected one of chat, beaver, plain"):
-        render_prompt("tea", "llama", tokenizer)
-
-
-def test_a_tokenizer_without_chat_template_is_refused():
-    with pytest.raises(ModelError, match=r"no chat template.* use beaver or plain"):
-        render_prompt("tea", "chat", make_tokenizer())
+        render_prompt("tea", "llama")
 
 
 @pytest.mark.parametrize("encode", [lambda t: encode_response("tea", t), lambda t: encode_scored("tea", "green", "plain", t, 512)])
@@ -145,17 +132,16 @@ def smollm2():
 
 @pytest.mark.slow
 def test_a_real_chat_model_gets_its_own_template(smollm2):
-    text = render_prompt("Is tea good?", "chat", smollm2)
-    assert text.endswith("<|im_start|>user\nIs tea good?<|im_end|>\n<|im_start|>assistant\n")
-    prompt, response = encode_prompt("Is tea good?", "chat", smollm2), encode_response("Yes, very.", smollm2)
-    assert smollm2.decode(prompt) == text
+    encoder = Encoder(smollm2, "chat", 128, 128)
+    prompt, response = encoder.prompt("Is tea good?"), encoder.response("Yes, very.")
+    assert smollm2.decode(prompt).endswith("<|im_start|>user\nIs tea good?<|im_end|>\n<|im_start|>assistant\n")
     assert smollm2.decode(response) == "Yes, very.<|im_end|>"
     assert smollm2.eos_token_id not in response[:-1]
     assert prompt[:2].count(smollm2.bos_token_id) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", ["beaver", "plain", "chat"])
+@pytest.mark.parametrize("template", ["beaver", "plain"])
 def test_byte_level_tokens_are_the_same_tokenized_separately_or_together(smollm2, template):
     """With byte-level tokens and no added space, both ways decode to the same text."""
     separate = encode_prompt("Is tea good?", template, smollm2) + encode_response("Yes, very.", smollm2)

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -100,6 +101,30 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def named_stops(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids of the tokens in `model.stop`.
+
+    Raises:
+        ModelError: one of them is not one token of this tokenizer.
+    """
+    encoded = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in config.stop}
+    for text, ids in encoded.items():
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise ModelError(f"model.stop: {text!r} is not one token of the tokenizer (its ids are {ids}); name a token of it")
+    return tuple(ids[0] for ids in encoded.values())
+
+
+def generation_stops(config: ModelConfig) -> tuple[int, ...]:
+    """Return the ids that end a response by the model's own generation_config.json; none if it has no such file."""
+    if not config.path:
+        return ()
+    try:
+        ends = GenerationConfig.from_pretrained(model_source(config), revision=config.revision or "main").eos_token_id
+    except OSError:
+        return ()
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 def context_length(config: ModelConfig) -> int | None:

@@ -27,7 +27,7 @@ _PROMPT_TOKENS_AT_ONCE = 2**16  # prompt tokens in one forward pass
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled response: its tokens (the end token included if `finished`) and its log-probability in nats."""
+    """One sampled response: its tokens (the stop id included if `finished`) and its log-probability in nats."""
 
     prompt: int
     tokens: tuple[int, ...]
@@ -129,12 +129,12 @@ class _Batch:
         hidden = self.model.base_model(attention_mask=attention, position_ids=position, **inputs).last_hidden_state[:, -1]
         return self.model.get_output_embeddings()(hidden)
 
-    def step(self, number: int, eos: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def step(self, number: int, stops: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the rows that had not ended, their next tokens and log-probabilities; and the next tokens of all rows."""
         token, logp = _sample_tokens(self.logits, self.uniform[self.row, number])
         active = ~self.ended
         result = self.row[active], token[active], logp[active]
-        self.ended = self.ended | (token == eos)
+        self.ended = self.ended | torch.isin(token, stops)
         return *result, token
 
     def drop_ended(self, token: Tensor) -> Tensor:
@@ -153,15 +153,17 @@ class _Batch:
         self.logits = self._forward(token[:, None], self.mask, self.mask.sum(1, keepdim=True) - 1, self.cache)
 
 
-def _sample_batch(model: nn.Module, prompts: Sequence[Sequence[int]], uniform: Tensor, eos: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens [rows, steps] (eos after the end), lengths [rows] and log-probabilities [rows], nats, of all rows."""
+def _sample_batch(
+    model: nn.Module, prompts: Sequence[Sequence[int]], uniform: Tensor, stops: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens [rows, steps] (padded with a stop id), lengths [rows] and log-probabilities [rows], nats, of all rows."""
     rows, steps = uniform.shape
-    tokens = torch.full((rows, steps), eos, device=uniform.device)
+    tokens = stops[:1].repeat(rows, steps)
     length = torch.zeros(rows, dtype=torch.long, device=uniform.device)
     total = torch.zeros(rows, device=uniform.device)
     batch = _Batch(model, prompts, rows // len(prompts), uniform)
     for step in range(steps):
-        row, token, logp, all_tokens = batch.step(step, eos)
+        row, token, logp, all_tokens = batch.step(step, stops)
         tokens[row, step] = token
         length[row] += 1
         total[row] += logp
@@ -178,17 +180,18 @@ def sample(
     prompts: Sequence[Sequence[int]],
     samples_per_prompt: int,
     max_new_tokens: int,
-    eos: int,
+    stops: Sequence[int],
     seed: int,
     batch_size: int,
 ) -> list[Sample]:
-    """Return `samples_per_prompt` responses to each prompt (token ids), prompt by prompt.
+    """Return `samples_per_prompt` responses to each prompt (token ids), prompt by prompt; each of `stops` ends a response.
 
     The model is run in the mode (training or evaluation) in which it is passed.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     prompts_per_batch = max(1, batch_size // samples_per_prompt)
     device = next(model.parameters()).device
+    ends = torch.tensor(list(stops), device=device)
     samples: dict[int, list[Sample]] = {}
     batches = [order[start : start + prompts_per_batch] for start in range(0, len(order), prompts_per_batch)]
     missing = ranks.max_over_ranks(len(batches)) - len(batches) if needs_lockstep(model) else 0
@@ -196,11 +199,11 @@ def sample(
         for batch in batches:
             drawn = [uniforms(seed, prompts[i], samples_per_prompt, max_new_tokens) for i in batch]
             uniform = torch.from_numpy(np.concatenate(drawn)).to(device)
-            tokens, length, total = (t.cpu() for t in _sample_batch(model, [prompts[i] for i in batch], uniform, eos))
+            tokens, length, total = (t.cpu() for t in _sample_batch(model, [prompts[i] for i in batch], uniform, ends))
             for j, i in enumerate(batch):
                 own = slice(j * samples_per_prompt, (j + 1) * samples_per_prompt)
                 rows = zip(tokens[own].tolist(), length[own].tolist(), total[own].tolist(), strict=True)
-                samples[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] == eos, logp) for ids, n, logp in rows]
+                samples[i] = [Sample(i, tuple(ids[:n]), ids[n - 1] in stops, logp) for ids, n, logp in rows]
         for _ in range(missing):  # run the model as often as the rank with the most batches
-            _sample_batch(model, [[eos]], torch.zeros(1, max_new_tokens, device=device), eos)
+            _sample_batch(model, [[stops[0]]], torch.zeros(1, max_new_tokens, device=device), ends)
     return [s for i in range(len(prompts)) for s in samples[i]]

@@ -54,9 +54,9 @@ class VLLM:
             )
 
     def tokens(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, eos: int, seed: int
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, max_new_tokens: int, stops: Sequence[int], seed: int
     ) -> list[list[tuple[int, ...]]]:
-        """Return the tokens of `samples` responses to each prompt, the end token included if the response ended.
+        """Return the tokens of `samples` responses to each prompt, the stop id included if the response ended.
 
         All ranks must call it together.
 
@@ -76,7 +76,7 @@ class VLLM:
                 "prompts": [list(ids) for ids in prompts],
                 "samples": samples,
                 "max_new_tokens": max_new_tokens,
-                "eos": eos,
+                "stops": list(stops),
                 "seeds": [_prompt_seed(seed, ids) for ids in prompts],
             }
             result = self._run_worker(request) if prompts else []
@@ -84,7 +84,7 @@ class VLLM:
         finally:
             if ranks.is_first():
                 shutil.rmtree(self.folder, ignore_errors=True)
-        return [[_cut_after_eos(ids, eos) for ids in responses] for responses in result]
+        return [[_cut_after_stop(ids, stops) for ids in responses] for responses in result]
 
     def _run_worker(self, request: dict[str, Any]) -> list[list[list[int]]]:
         """Run `vllm_worker.py` on the request; return its answer."""
@@ -134,6 +134,7 @@ def _prompt_seed(seed: int, prompt: Sequence[int]) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _cut_after_eos(tokens: list[int], eos: int) -> tuple[int, ...]:
-    """Return the tokens up to the first end token, which is kept."""
-    return tuple(tokens[: tokens.index(eos) + 1] if eos in tokens else tokens)
+def _cut_after_stop(tokens: list[int], stops: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens up to the first stop id, which is kept."""
+    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+    return tuple(tokens[: end + 1])

@@ -18,7 +18,7 @@ from typing import Any
 
 
 def generate(request: dict[str, Any]) -> list[list[list[int]]]:
-    """Return the tokens of `samples` responses to each of `prompts` (token ids), the end token included, at temperature 1."""
+    """Return the tokens of `samples` responses to each of `prompts` (token ids), the stop id included, at temperature 1."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -35,7 +35,7 @@ def generate(request: dict[str, Any]) -> list[list[list[int]]]:
             temperature=1.0,
             top_p=1.0,
             max_tokens=request["max_new_tokens"],
-            stop_token_ids=[request["eos"]],
+            stop_token_ids=request["stops"],
             detokenize=False,
             seed=seed,
         )

@@ -8,10 +8,9 @@ from pathlib import Path
 from cdpo_lightning.config import ModelConfig, RunConfig
 from cdpo_lightning.errors import ConfigError
 from cdpo_lightning.models.lm import causal_lm
-from cdpo_lightning.pipeline.base_model import require_context, tokenizer_hash
+from cdpo_lightning.pipeline.base_model import make_encoder, require_context, tokenizer_hash
 from cdpo_lightning.pipeline.evaluate.policies import Candidate, make_candidates
 from cdpo_lightning.pipeline.prepare import EvaluationSetup
-from cdpo_lightning.text.templates import Encoder
 
 
 def with_first_policy_as_reference(config: RunConfig) -> RunConfig:
@@ -47,12 +46,13 @@ def _model(config: RunConfig, path: str) -> ModelConfig:
 def _candidate(config: RunConfig, setup: EvaluationSetup, who: str, path: str) -> Candidate:
     """Return the external policy, with an encoder of its own unless it can share that of the reference.
 
-    The encoder is shared, and the KL to the reference measured, if both have the same tokenizer and are different models.
+    The encoder is shared, and the KL to the reference measured, if both have the same tokenizer and end tokens and are different
+    models.
     """
     own = _model(config, path)
     require_context(own)
     tokenizer = causal_lm.load_tokenizer(own)
     model = causal_lm.load(own).to(setup.inference.device).requires_grad_(False)
-    same_tokens = tokenizer_hash(tokenizer) == tokenizer_hash(setup.evaluator.encoder.tokenizer)
-    encoder = Encoder(tokenizer, own.template, own.max_prompt_tokens, own.max_response_tokens)
+    encoder, runs = make_encoder(own, tokenizer), setup.evaluator.encoder
+    same_tokens = tokenizer_hash(tokenizer) == tokenizer_hash(runs.tokenizer) and set(encoder.stops) == set(runs.stops)
     return Candidate(model, (who,), None if own != config.model and same_tokens else encoder)

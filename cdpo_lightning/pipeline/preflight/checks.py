@@ -23,11 +23,11 @@ from cdpo_lightning.errors import DataError, ModelError, NumericsError
 from cdpo_lightning.models.lm import causal_lm, memory
 from cdpo_lightning.models.lm.packed_forward import response_logp
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
-from cdpo_lightning.pipeline.base_model import load_tokenizer, require_context
+from cdpo_lightning.pipeline.base_model import load_tokenizer, make_encoder, require_context
 from cdpo_lightning.pipeline.constants import make_training_pairs
 from cdpo_lightning.pipeline.inference import make_inference
 from cdpo_lightning.pipeline.preflight import resources
-from cdpo_lightning.pipeline.prepare import make_encoder, require_examples
+from cdpo_lightning.pipeline.prepare import require_examples
 from cdpo_lightning.pipeline.scorers import load_published
 from cdpo_lightning.scorers.scorer import Scorer, Text
 from cdpo_lightning.text.packing import TokenRow
@@ -65,8 +65,9 @@ def preflight(config: RunConfig, folder: Path, screen: Screen) -> None:
     _or_note(screen, "context", [config.model.path], lambda: require_context(config.model))
     if tokenizer is not None:
         screen.say(f"tokenizer  {len(tokenizer):,} tokens, eos {tokenizer.eos_token!r}, template {config.model.template}")
+        encoder = make_encoder(config.model, tokenizer)
+        screen.say(f"ends       sampling stops at {', '.join(tokenizer.convert_ids_to_tokens(list(encoder.stops)))}")
         if corpus is not None:
-            encoder = make_encoder(config, tokenizer)
             _check_rows(corpus.pairs[:_ROWS], encoder, screen)
             _check_step_0(config, corpus.pairs[:_ROWS], encoder, screen)
             _check_cost_sign(config, screen)
@@ -124,16 +125,22 @@ def _check_rows(pairs: Sequence[PreferencePair], encoder: Encoder, screen: Scree
     """
     prompts = [encoder.prompt(pair.prompt) for pair in pairs]
     texts = [text for pair in pairs for text in pair.responses]
+    end = encoder.tokenizer.convert_ids_to_tokens(encoder.end)
     cut = sum(encoder.is_cut(None, text) for text in texts)
     responses = [encoder.response(text) for text in texts]
-    ended = sum(ids[-1] == encoder.eos for ids in responses)
+    ended = sum(ids[-1] == encoder.end for ids in responses)
     if ended < len(texts) - cut:
         missing = len(texts) - cut - ended
-        raise ModelError(f"model.template={encoder.template}: {missing} of {len(texts)} responses do not end with the eos; add it")
+        raise ModelError(
+            f"model.template={encoder.template}: {missing} of {len(texts)} responses do not end with {end}; expected all"
+        )
+    special = [token for token in encoder.tokenizer.all_special_tokens if any(token in pair.prompt for pair in pairs)]
+    if special:
+        screen.say(f"note: prompts hold special tokens ({', '.join(special)}); a text that is rendered already is rendered again")
     cut_prompts = sum(encoder.is_cut(pair.prompt, None) for pair in pairs)
     screen.say(
         f"rows       {len(pairs)} pairs: prompts {_span(prompts)} tokens, {cut_prompts} cut; "
-        f"responses {_span(responses)} tokens, {cut} cut; the others end with the eos"
+        f"responses {_span(responses)} tokens, {cut} cut; the others end with {end}"
     )
 
 

@@ -79,7 +79,7 @@ def test_a_model_without_packing_support_keeps_its_attention(model: nn.Module) -
 @pytest.mark.parametrize("name", [BLOCK_ATTENTION, FLOAT32_ATTENTION])
 def test_samples_and_scores_are_those_of_sdpa(model: nn.Module, name: str) -> None:
     def drawn() -> list[tuple[int, ...]]:
-        return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, 1, 0, 4)]
+        return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, (1,), 0, 4)]
 
     def scores() -> torch.Tensor:
         scorer = from_causal_lm(model, 0)

@@ -121,7 +121,7 @@ def test_under_autocast_log_probabilities_are_those_of_bf16_products(model: nn.M
 
 
 def test_a_model_with_float32_products_can_be_sampled(model: nn.Module) -> None:
-    drawn = sample(with_float32_products(model).bfloat16(), [(3, 4), (5,)], 3, 8, 1, 0, 4)
+    drawn = sample(with_float32_products(model).bfloat16(), [(3, 4), (5,)], 3, 8, (1,), 0, 4)
     assert len(drawn) == 6
 
 

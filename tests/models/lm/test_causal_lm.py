@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import CohereConfig, GPT2Config, LlamaConfig, MistralConfig
+from transformers import CohereConfig, GenerationConfig, GPT2Config, LlamaConfig, MistralConfig
 
 from cdpo_lightning.config import ModelConfig
 from cdpo_lightning.errors import ModelError
@@ -90,6 +90,22 @@ def test_a_tokenizer_needs_an_end_token_and_may_lack_a_pad_token(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no eos token"):
         causal_lm.load_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+def test_the_named_stops_are_tokens_of_the_tokenizer():
+    tokenizer = causal_lm.word_tokenizer(["a", "b"])
+    assert causal_lm.named_stops(ModelConfig(stop=["b", "<pad>"]), tokenizer) == (4, 0)
+    for stop in ("a b", "c"):
+        with pytest.raises(ModelError, match=r"^model\.stop: '[abc ]+' is not one token"):
+            causal_lm.named_stops(ModelConfig(stop=[stop]), tokenizer)
+
+
+@pytest.mark.parametrize(("ends", "expected"), [([5, 6], (5, 6)), (5, (5,)), (None, ())])
+def test_the_models_own_ends_are_those_of_its_generation_config(tmp_path, ends, expected):
+    assert causal_lm.generation_stops(ModelConfig(path=str(tmp_path))) == (), "no such file"
+    GenerationConfig(eos_token_id=ends).save_pretrained(tmp_path)
+    assert causal_lm.generation_stops(ModelConfig(path=str(tmp_path))) == expected
+    assert causal_lm.generation_stops(ModelConfig()) == ()
 
 
 def test_build_depends_on_its_seed_alone_and_keeps_the_global_random_state():

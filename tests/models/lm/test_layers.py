@@ -50,7 +50,7 @@ def test_compiled_layers_give_the_same_results_and_sampling_does_not_use_them(mo
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     def samples() -> list[tuple[int, ...]]:
-        return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, 1, 0, 4)]
+        return [s.tokens for s in sample(model, [(3, 4), (5,)], 3, 8, (1,), 0, 4)]
 
     expected, drawn = gradients(), samples()
     with compiled(model, True, CPU):

@@ -95,7 +95,7 @@ def test_without_packing_support_samples_have_the_log_probabilities_of_the_model
     model = make_model(family, **changes)
     packed_forward.detect_packing_support(model, "model.path=x")
     prompts = [[2, 3, 4, 5], [7]]
-    for drawn in sample(model, prompts, 3, 5, 1, 0, 8):
+    for drawn in sample(model, prompts, 3, 5, (1,), 0, 8):
         expected = logp_alone(model, prompts[drawn.prompt], list(drawn.tokens))
         assert drawn.logp == pytest.approx(expected.item(), abs=1e-3)
 

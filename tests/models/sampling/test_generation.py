@@ -13,7 +13,7 @@ from cdpo_lightning.text.packing import pack
 
 EOS = 1
 PROMPTS = [[2, 3, 4], [7], [3, 9, 9, 10, 2], [5, 5], [8, 2, 2, 6, 7, 3, 4]]
-PLAIN = {"samples_per_prompt": 4, "max_new_tokens": 6, "eos": EOS, "seed": 5, "batch_size": 64}
+PLAIN = {"samples_per_prompt": 4, "max_new_tokens": 6, "stops": (EOS,), "seed": 5, "batch_size": 64}
 
 
 def tokens(model, prompts=PROMPTS, **changes):
@@ -69,6 +69,16 @@ def test_finished_means_that_the_last_token_is_the_end(make_model):
     assert {s.finished for s in drawn} == {True, False}
 
 
+def test_each_of_several_stop_ids_ends_a_sample(make_model):
+    """The same random numbers: the samples are those without a second stop id, cut after the first of either."""
+    two, one = (sample(make_model(), PROMPTS, **PLAIN | {"samples_per_prompt": 32, "stops": stops}) for stops in ((EOS, 4), (EOS,)))
+    for short, long in zip(two, one, strict=True):
+        end = long.tokens.index(4) + 1 if 4 in long.tokens else len(long.tokens)
+        assert short.tokens == long.tokens[:end]
+        assert short.finished == (short.tokens[-1] in (EOS, 4))
+    assert {s.tokens[-1] for s in two if s.finished} == {EOS, 4}
+
+
 def test_an_end_token_in_the_last_step_finishes_a_sample(make_model):
     """With one token allowed, the finished samples are those whose only token is the end."""
     drawn = sample(make_model(), PROMPTS, **PLAIN | {"samples_per_prompt": 64, "max_new_tokens": 1})
@@ -89,7 +99,7 @@ def test_samples_follow_the_models_distribution(make_model, logp_alone):
     """Chi-square test against the enumerated probabilities, those below 5 expected counts pooled; two prompts in a batch."""
     model, count = make_model(), 4000
     prompts = [[2, 3, 4], [7]]
-    drawn = sample(model, prompts, samples_per_prompt=count, max_new_tokens=2, eos=EOS, seed=1, batch_size=2 * count)
+    drawn = sample(model, prompts, samples_per_prompt=count, max_new_tokens=2, stops=(EOS,), seed=1, batch_size=2 * count)
     for number, prompt in enumerate(prompts):
         probability = enumerated(model, prompt, 2, logp_alone)
         assert sum(probability.values()) == pytest.approx(1)

@@ -138,10 +138,10 @@ def test_adapters_are_merged_into_the_saved_weights(stand_in: Path, model: nn.Mo
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     vllm = VLLM(stand_in / "generation", torch.float32, 0.4)
     prompts = [(3, 4), (5,)]
-    own = vllm.tokens(policy, prompts, 8, 6, EOS, 0)
-    assert own == vllm.tokens(adapters.merged(policy), prompts, 8, 6, EOS, 0)
-    assert own != vllm.tokens(model, prompts, 8, 6, EOS, 0)
-    assert vllm.tokens(policy, [], 8, 6, EOS, 0) == []
+    own = vllm.tokens(policy, prompts, 8, 6, (EOS,), 0)
+    assert own == vllm.tokens(adapters.merged(policy), prompts, 8, 6, (EOS,), 0)
+    assert own != vllm.tokens(model, prompts, 8, 6, (EOS,), 0)
+    assert vllm.tokens(policy, [], 8, 6, (EOS,), 0) == []
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_failed_process_is_reported_in_one_line_and_its_output_is_kept(stand_i
     vllm = VLLM(stand_in / "generation", torch.float32, 0.95)
     report = r"status 1 \(ValueError: No available memory .*\); see .*generation-0.log. If .* raise generation.gpu_memory"
     with pytest.raises(ModelError, match=report):
-        vllm.tokens(model, [(3,)], 1, 2, EOS, 0)
+        vllm.tokens(model, [(3,)], 1, 2, (EOS,), 0)
     assert not (stand_in / "generation").exists()
     assert "Traceback" in (stand_in / "generation-0.log").read_text(encoding="utf-8")
 
@@ -161,7 +161,7 @@ from pathlib import Path
 from cdpo_lightning.models.lm.causal_lm import build
 from cdpo_lightning.models.sampling.vllm_generation import VLLM
 
-VLLM(Path(sys.argv[1]) / "generation", torch.float32, 0.4).tokens(build({SIZES}, 20, 0, 1, 3), [(3,)], 1, 2, 1, 0)
+VLLM(Path(sys.argv[1]) / "generation", torch.float32, 0.4).tokens(build({SIZES}, 20, 0, 1, 3), [(3,)], 1, 2, (1,), 0)
 """
 
 

@@ -14,15 +14,19 @@ from transformers import (
     MistralConfig,
 )
 
-from cdpo_lightning.config import ScorerConfig
+from cdpo_lightning.config import ModelConfig, ScorerConfig
+from cdpo_lightning.errors import ModelError
 from cdpo_lightning.models.heads.published import load_score_model
 from cdpo_lightning.models.heads.score_model import from_causal_lm
+from cdpo_lightning.models.lm import causal_lm
 from cdpo_lightning.models.lm.causal_lm import word_tokenizer
 from cdpo_lightning.pipeline.base_model import make_trainables
+from cdpo_lightning.pipeline.evaluate import export
 from cdpo_lightning.pipeline.evaluate.export import card, export_policy, export_scorer
 from cdpo_lightning.scorers.model_scorer import ModelScorer
 from cdpo_lightning.scorers.oracle import OracleScorer
-from cdpo_lightning.text.templates import encode_scored
+from cdpo_lightning.text.templates import Encoder, encode_scored
+from tests.text.chat_tokenizers import make_tokenizer, published_tokenizer
 
 TEXTS = [("is tea good", "yes"), ("tea", "no tea is good"), ("is tea good", "")]
 FAMILIES = pytest.mark.parametrize("family", [LlamaConfig, GPT2Config, MistralConfig], ids=lambda c: c.model_type)
@@ -80,6 +84,46 @@ def test_the_exported_tokenizer_goes_with_the_model(tmp_path: Path, make_scorer,
     assert result.tolist() == pytest.approx(scorer.score(TEXTS).tolist(), abs=1e-5)
 
 
+# As Pythia has them: eos is the only special token, and pad; as GPT-2: bos, eos, unk and pad are one; as Qwen's base models: pad
+# is eos, and a chat template ends with another token and a line break.
+@pytest.mark.parametrize("kind", ["pythia", "gpt2", "qwen", "qwen, chat", "llama3, chat"])
+@pytest.mark.parametrize("spare", [0, 8], ids=["full vocabulary", "spare embeddings"])
+def test_scores_are_the_same_whatever_special_tokens_there_are(tmp_path: Path, kind: str, spare: int) -> None:
+    """Plain transformers on the folder's text, alone and in a padded batch."""
+    name, _, template = kind.partition(", ")
+    tokenizer = published_tokenizer("llama3" if name == "llama3" else "qwen3")
+    tokenizer = make_tokenizer(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, list(tokenizer.get_added_vocab()))
+    if name == "gpt2":
+        tokenizer.bos_token = tokenizer.unk_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.eos_token
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer) + spare, initializer_range=0.5, pad_token_id=tokenizer.pad_token_id, **sizes)
+    model = from_causal_lm(AutoModelForCausalLM.from_config(config), 0).eval()
+    torch.nn.init.normal_(model.head.weight)
+    scorer = ModelScorer(model.requires_grad_(False), tokenizer, template or "plain", 64, 2, "32-true", "x", unit=2.5)
+    export_scorer(scorer, tmp_path / "cost", "cost")
+    assert model.backbone.get_input_embeddings().num_embeddings == len(scorer.tokenizer) + spare, "the run's own stays as it is"
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cost").eval()
+    own = AutoTokenizer.from_pretrained(tmp_path / "cost")
+    turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": r}] for p, r in TEXTS[:2]]
+    texts = [own.apply_chat_template(t, tokenize=False) if template else f"{t[0]['content']}\n{t[1]['content']}" for t in turns]
+    texts = texts if template else [text + own.eos_token for text in texts]
+    expected = pytest.approx(scorer.score(TEXTS[:2]).tolist(), abs=1e-5)
+    with torch.no_grad():
+        batch = own(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+        assert exported(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist() == expected
+        alone = [own(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in texts]
+        assert [float(exported(ids).logits[0, 0]) for ids in alone] == expected
+
+
+def test_an_export_with_other_scores_is_refused_and_removed(tmp_path: Path, make_scorer, monkeypatch) -> None:
+    monkeypatch.setattr(export, "_set_padding", lambda *_: None)
+    with pytest.raises(ModelError, match="cost model"):
+        export_scorer(make_scorer(pad="<eos>"), tmp_path / "cost", "cost")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_exported_score_model_can_be_a_score_model_from_outside(tmp_path: Path, make_scorer):
     scorer = make_scorer()
     export_scorer(scorer, tmp_path / "reward", "reward")
@@ -122,21 +166,21 @@ def test_the_card_of_a_policy_says_what_was_measured_and_leaves_out_the_rest(con
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-true", torch.bfloat16)])
-def test_an_exported_policy_is_an_ordinary_model_in_the_trainers_type(tmp_path, config, make_model, tokenizer, precision, dtype):
+def test_an_exported_policy_is_an_ordinary_model_in_the_trainers_type(tmp_path, config, make_model, encoder, precision, dtype):
     config = replace(config, trainer=replace(config.trainer, precision=precision))
     policy = make_model()
-    export_policy(policy, tokenizer, tmp_path / "cdpo", "cdpo", config, {})
+    export_policy(policy, encoder, tmp_path / "cdpo", "cdpo", config, {})
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "cdpo", dtype="auto")
     assert {parameter.dtype for parameter in exported.parameters()} == {dtype}
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}, "the policy itself stays as it is"
     for name, weight in policy.named_parameters():
         torch.testing.assert_close(exported.get_parameter(name), weight.to(dtype), rtol=0, atol=0)
-    assert AutoTokenizer.from_pretrained(tmp_path / "cdpo").get_vocab() == tokenizer.get_vocab()
+    assert AutoTokenizer.from_pretrained(tmp_path / "cdpo").get_vocab() == encoder.tokenizer.get_vocab()
     assert list(tmp_path.iterdir()) == [tmp_path / "cdpo"]
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_of_a_policy_with_adapters_the_merged_model_or_the_adapters_are_exported(tmp_path, config, make_model, tokenizer, merge):
+def test_of_a_policy_with_adapters_the_merged_model_or_the_adapters_are_exported(tmp_path, config, make_model, encoder, merge):
     pytest.importorskip("peft", reason="the extra `lora` is not installed")
     model = replace(config.model, lora_rank=2, lora_merge=merge)
     config = replace(config, model=model)
@@ -145,7 +189,7 @@ def test_of_a_policy_with_adapters_the_merged_model_or_the_adapters_are_exported
         for name, parameter in policy.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.1)
-    export_policy(policy, tokenizer, tmp_path / "cdpo", "cdpo", config, {})
+    export_policy(policy, encoder, tmp_path / "cdpo", "cdpo", config, {})
     assert (tmp_path / "cdpo" / "adapter_model.safetensors").exists() != merge
     ids = torch.tensor([[5, 9, 20, 1]])
     if merge:
@@ -158,11 +202,19 @@ def test_of_a_policy_with_adapters_the_merged_model_or_the_adapters_are_exported
         torch.testing.assert_close(exported.eval()(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_an_older_export_is_replaced_whole(tmp_path, config, make_model, tokenizer):
+def test_an_exported_chat_policy_stops_where_its_samples_did(tmp_path, config, make_model):
+    encoder = Encoder(published_tokenizer("gemma"), "chat", 64, 64)
+    export_policy(make_model(), encoder, tmp_path / "cdpo", "cdpo", config, {})
+    ends = AutoModelForCausalLM.from_pretrained(tmp_path / "cdpo").generation_config.eos_token_id
+    assert ends == encoder.tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<eos>"])
+    assert list(causal_lm.generation_stops(ModelConfig(path=str(tmp_path / "cdpo")))) == ends
+
+
+def test_an_older_export_is_replaced_whole(tmp_path, config, make_model, encoder):
     folder = tmp_path / "cdpo"
     folder.mkdir()
     (folder / "left.txt").write_text("old", encoding="utf-8")
-    export_policy(make_model(), tokenizer, folder, "cdpo", config, {})
+    export_policy(make_model(), encoder, folder, "cdpo", config, {})
     assert not (folder / "left.txt").exists()
     assert (folder / "model.safetensors").exists()
     assert list(tmp_path.iterdir()) == [folder]

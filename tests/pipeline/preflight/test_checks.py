@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from cdpo_lightning.config import ConstraintConfig, FilesConfig, ModelConfig, Sc
 from cdpo_lightning.data.corpus import load_corpus
 from cdpo_lightning.errors import ConfigError, DataError, ModelError, NumericsError
 from cdpo_lightning.pipeline import run as pipeline
-from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables, stage_inputs
+from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_encoder, make_trainables, stage_inputs
 from cdpo_lightning.pipeline.preflight import checks
 from cdpo_lightning.pipeline.preflight.checks import preflight
 from cdpo_lightning.pipeline.prepare import open_store
@@ -83,6 +83,23 @@ def test_rows_are_the_first_pairs_with_their_lengths_and_what_is_truncated(check
     assert f", {truncated} cut; " in output
 
 
+def test_prompts_that_are_rendered_already_are_noted(checked, monkeypatch):
+    assert "special tokens" not in checked()
+    load = checks.load_corpus
+
+    def rendered(*args):
+        corpus = load(*args)
+        return replace(corpus, pairs=[replace(pair, prompt=f"<eos>{pair.prompt}") for pair in corpus.pairs])
+
+    monkeypatch.setattr(checks, "load_corpus", rendered)
+    assert re.search(r"^note: prompts hold special tokens \(<eos>\)", checked(), re.MULTILINE)
+
+
+def test_the_ends_of_responses_are_shown(checked, config):
+    output = checked(model=replace(config.model, stop=["<pad>"]))
+    assert line(output, "ends") == "ends       sampling stops at <eos>, <pad>"
+
+
 class Unended(Encoder):
     """Leaves out the end of every response that begins with `sure,`."""
 
@@ -92,11 +109,14 @@ class Unended(Encoder):
 
 
 def test_responses_that_do_not_end_are_refused(checked, config, monkeypatch):
-    made = checks.make_encoder
-    monkeypatch.setattr(checks, "make_encoder", lambda *args: Unended(**vars(made(*args))))
+    def made(*args):
+        encoder = make_encoder(*args)
+        return Unended(**{field.name: getattr(encoder, field.name) for field in fields(encoder)})
+
+    monkeypatch.setattr(checks, "make_encoder", made)
     pairs = load_corpus(config.dataset, config.evaluation, config.seed).pairs[:32]
     count = sum(text.startswith("sure,") for pair in pairs for text in pair.responses)
-    with pytest.raises(ModelError, match=rf"^model.template=plain: {count} of 64 responses .*eos"):
+    with pytest.raises(ModelError, match=rf"^model.template=plain: {count} of 64 responses .*<eos>"):
         checked()
 
 
