@@ -7,7 +7,8 @@ key of the group `constraint`, any other from `constraint.update_options`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Protocol
 
@@ -82,35 +83,40 @@ class Newton:
         return moved.clamp(0, self.lam_max).tolist(), list(step.memory)
 
 
-@UPDATES.register("projected")
 @dataclass(frozen=True)
-class Projected:
-    """The paper's projected gradient step, for each constraint [C-DPO, Eq. 14]."""
+class _Separate(ABC):
+    """An update of each constraint by itself, without memory."""
 
     lr: float
     lam_max: float
 
+    @abstractmethod
+    def next_lambda(self, lam: float, violation: float) -> float:
+        """Return the multiplier of one constraint after the step."""
+
     def __call__(self, step: Step) -> Result:
-        """Return clip(lambda + lr violation, 0, lam_max); the memory stays empty."""
-        return _each(step, lambda lam, violation: dual.projected_step(lam, violation, 0.0, self.lr, self.lam_max))
+        """Return the multiplier of each constraint after the step, and the unchanged memory."""
+        return [self.next_lambda(lam, violation) for lam, violation in zip(step.lam, step.violation, strict=True)], list(
+            step.memory
+        )
+
+
+@UPDATES.register("projected")
+class Projected(_Separate):
+    """The paper's projected gradient step, for each constraint [C-DPO, Eq. 14]."""
+
+    def next_lambda(self, lam: float, violation: float) -> float:
+        """Return clip(lambda + lr violation, 0, lam_max)."""
+        return dual.projected_step(lam, violation, 0.0, self.lr, self.lam_max)
 
 
 @UPDATES.register("log")
-@dataclass(frozen=True)
-class Log:
+class Log(_Separate):
     """A gradient step on log lambda, for each constraint; never reaches 0 [SafeRLHF]."""
 
-    lr: float
-    lam_max: float
-
-    def __call__(self, step: Step) -> Result:
-        """Return exp(log lambda + lr lambda violation), clipped; the memory stays empty."""
-        return _each(step, lambda lam, violation: dual.log_step(lam, violation, 0.0, self.lr, LOG_MINIMUM, self.lam_max))
-
-
-def _each(step: Step, move: Callable[[float, float], float]) -> Result:
-    """Return `move(lambda, violation)` for each constraint separately, and the unchanged memory."""
-    return [move(lam, violation) for lam, violation in zip(step.lam, step.violation, strict=True)], list(step.memory)
+    def next_lambda(self, lam: float, violation: float) -> float:
+        """Return exp(log lambda + lr lambda violation), clipped."""
+        return dual.log_step(lam, violation, 0.0, self.lr, LOG_MINIMUM, self.lam_max)
 
 
 @UPDATES.register("pi")

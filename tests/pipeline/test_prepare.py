@@ -14,7 +14,6 @@ from cdpo_lightning.errors import ConfigError, DataError, ModelError
 from cdpo_lightning.models.lm.causal_lm import parameter_hash
 from cdpo_lightning.pipeline import scorers
 from cdpo_lightning.pipeline.base_model import load_base, load_tokenizer, make_trainables
-from cdpo_lightning.pipeline.constants import exact_problem
 from cdpo_lightning.pipeline.prepare import (
     build_evaluation,
     load_stage_inputs,
@@ -89,34 +88,6 @@ def test_a_score_model_without_examples_is_refused_unless_it_is_published_or_the
 def test_the_folder_of_a_score_model_must_exist(on_files, tmp_path, name):
     with pytest.raises(ModelError, match="no such folder"):
         require_examples(replace(on_files, **{name: ScorerConfig(path=str(tmp_path / "gone"))}), FULL)
-
-
-# The exact problem
-
-
-def test_outside_the_closed_form_world_there_is_no_exact_problem(encoder):
-    assert exact_problem(FULL, LIMITED, encoder, lambda *_: pytest.fail("nothing is enumerated"), 0.5) is None
-
-
-def test_the_exact_problem_has_every_response_to_every_prompt(encoder):
-    """Scores that name their text: 100 p + k for response k to prompt p."""
-    world = closed_form_corpus(ClosedFormConfig(prompts=8, responses=16, pairs_per_prompt=1, demonstrations_per_prompt=1), 0)
-    prompts, responses = world.world.prompts, world.world.responses
-
-    def constants(texts, rows):
-        value = torch.tensor([100.0 * prompts.index(p) + responses.index(r) for p, r in texts], dtype=torch.float64)
-        flat = [(prompt, response) for prompt, every in rows for response in every]
-        assert flat == [(encoder.prompt(p), encoder.response(r)) for p, r in texts], "rows are in the order of the texts"
-        return {"reward": value, "cost": -value}, value - 1000
-
-    problem = exact_problem(world, LIMITED, encoder, constants, 0.7)
-    numbers = torch.arange(8)[:, None] * 100.0 + torch.arange(16)
-    assert problem.scores["reward"].tolist() == numbers.tolist()
-    assert problem.scores["cost"].tolist() == (-numbers).tolist()
-    assert problem.reference_logp.tolist() == (numbers - 1000).tolist()
-    for column, name in enumerate(("reward", "cost")):
-        assert problem.truth[name].tolist() == [[world.world.truth(p, r)[column] for r in responses] for p in prompts]
-    assert (problem.constraints, problem.beta) == (LIMITED, 0.7)
 
 
 # Parts

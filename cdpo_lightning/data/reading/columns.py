@@ -38,6 +38,18 @@ def texts(row: SourceRow, *names: str) -> list[str]:
     return [part.strip() for part in (checked_text(row, names[0], part) for part in parts) if part.strip()]
 
 
+def response_text(row: SourceRow) -> str:
+    """Return the column `response`.
+
+    Raises:
+        UnusableRow: it is null (`no_response`), as in rows that are prompts only.
+    """
+    if is_null(value(row, "response")):
+        message = f"{row.location}: response is null, expected text; dataset.on_unusable=drop leaves it out"
+        raise UnusableRow("no_response", message)
+    return text(row, "response")
+
+
 def is_null(content: Any) -> bool:
     """Return whether a cell holds nothing: null in JSON, an empty cell in CSV, nan in parquet written by pandas."""
     return content is None or content != content or (isinstance(content, str) and not content.strip())  # nan != nan

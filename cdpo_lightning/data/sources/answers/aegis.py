@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from cdpo_lightning.data.reading.columns import is_null, text, value, word_label
+from cdpo_lightning.data.reading.columns import is_null, response_text, text, word_label
 from cdpo_lightning.data.reading.rows import SourceRow
 from cdpo_lightning.data.reading.unusable import UnusableRow
 from cdpo_lightning.data.records import EvaluationPrompt, LabelledAnswer
@@ -30,12 +30,9 @@ class AegisLabels(LabelSource):
 
     def record(self, row: SourceRow) -> LabelledAnswer:
         """Return the labelled answer of a row."""
-        if is_null(value(row, "response")):
-            raise UnusableRow(
-                "no_response", f"{row.location}: response is null, expected text; dataset.on_unusable=drop leaves it out"
-            )
+        response = response_text(row)
         safe = word_label(row, "response_label", "safe", "unsafe")
-        return LabelledAnswer(_prompt(row), text(row, "response"), safe, row.location)
+        return LabelledAnswer(_prompt(row), response, safe, row.location)
 
 
 @PAIR_SOURCES.register("aegis")

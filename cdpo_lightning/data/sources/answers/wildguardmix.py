@@ -2,9 +2,8 @@
 
 from typing import ClassVar
 
-from cdpo_lightning.data.reading.columns import is_null, text, value, word_label
+from cdpo_lightning.data.reading.columns import response_text, text, word_label
 from cdpo_lightning.data.reading.rows import SourceRow
-from cdpo_lightning.data.reading.unusable import UnusableRow
 from cdpo_lightning.data.records import LabelledAnswer
 from cdpo_lightning.data.source_registry import HARMFUL, LABEL_SOURCES, PAIR_SOURCES, LabelSource, PairedAnswers
 
@@ -20,12 +19,9 @@ class WildGuardLabels(LabelSource):
 
     def record(self, row: SourceRow) -> LabelledAnswer:
         """Return the labelled answer of a row."""
-        if is_null(value(row, "response")):
-            raise UnusableRow(
-                "no_response", f"{row.location}: response is null, expected text; dataset.on_unusable=drop leaves it out"
-            )
+        response = response_text(row)
         harmful = word_label(row, "response_harm_label", "harmful", "unharmful")
-        return LabelledAnswer(text(row, "prompt"), text(row, "response"), not harmful, row.location)
+        return LabelledAnswer(text(row, "prompt"), response, not harmful, row.location)
 
 
 @PAIR_SOURCES.register("wildguardmix")
