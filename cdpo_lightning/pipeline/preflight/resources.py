@@ -166,7 +166,7 @@ def _held(config: RunConfig, corpus: Corpus | None, tokenizer: Any, folder: Path
     for stage, data in (("sft", corpus.demonstrations), ("reward", corpus.reward), ("cost", corpus.cost)):
         if stage == "sft" or scorer_kind(config, corpus, stage) == "trained":
             there = store.holds(stage, stage_inputs(config, tokenizer, base, getattr(config, stage), data))
-            if not there and needs_stored_scorer(config, stage):
+            if not there and stage != "sft" and needs_stored_scorer(config, stage):  # without SFT the base model is the reference
                 raise missing_scorer(stage)
             held[stage] = "; the store has it" if there else "; not in the store"
     return held

@@ -229,3 +229,13 @@ def test_the_store_is_looked_into(checked, config, tmp_path):
     output = checked(config)
     assert "the store has it" in line(output, r"stage +sft")
     assert "not in the store" in line(output, r"stage +reward")
+
+
+def test_without_sft_in_the_stages_the_base_model_is_the_reference(checked, config):
+    output = checked(replace(config, stages=["reward", "cost", "policy"]))
+    assert re.search(r"^stage +reward\b", output, re.MULTILINE)
+
+
+def test_a_score_model_that_is_neither_trained_nor_stored_is_refused(checked, config):
+    with pytest.raises(ConfigError, match=r"^stages: cost is not among them"):
+        checked(replace(config, stages=["sft", "reward", "policy"]))
