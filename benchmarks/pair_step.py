@@ -29,6 +29,7 @@ from cdpo_lightning.models.lm.layers import compiled
 from cdpo_lightning.models.lm.response_logp import response_logp_of_rows
 from cdpo_lightning.text.packing import TokenRow
 from cdpo_lightning.training.data_modules.pair_data import PairDataModule
+from cdpo_lightning.training.fit import quiet_lightning
 from cdpo_lightning.training.modules.policy import PolicyModule
 from cdpo_lightning.training.strategies import hardware_arguments
 
@@ -60,17 +61,18 @@ def train(model: nn.Module, table: PairTable, args: argparse.Namespace) -> PairD
     objective = LagrangianPreference(config.beta, config.labels, make_constraints(ConstraintConfig()))
     data = PairDataModule(table, config, objective, DualState(lam={"cost": 1.0}), seed=0)
     hardware_config = TrainerConfig(accelerator="gpu" if args.device == "cuda" else "cpu", precision=args.precision)
-    trainer = L.Trainer(
-        **hardware_arguments(hardware_config, TorchCheckpointIO()),
-        max_epochs=1,
-        gradient_clip_val=config.gradient_clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with compiled(module, args.compile, torch.device(args.device)):
-        trainer.fit(module, datamodule=data)
+    with quiet_lightning():
+        trainer = L.Trainer(
+            **hardware_arguments(hardware_config, TorchCheckpointIO()),
+            max_epochs=1,
+            gradient_clip_val=config.gradient_clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with compiled(module, args.compile, torch.device(args.device)):
+            trainer.fit(module, datamodule=data)
     return data
 
 

@@ -127,7 +127,7 @@ def fit(
     trainer, history = settings.trainer, settings.history
     torch.manual_seed(stream_seed(settings.seed, Stream.TRAINING))
     checkpoints = Checkpoints(stage.folder, history, trainer.checkpoint_every_n_steps, trainer.keep_checkpoints)
-    with _quiet():
+    with quiet_lightning():
         lightning_trainer = _new_trainer(
             trainer,
             max_epochs=stage.epochs,
@@ -153,7 +153,7 @@ def fit(
 
 def _new_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:
     try:
-        with _quiet():
+        with quiet_lightning():
             return L.Trainer(**hardware_arguments(config, AtomicCheckpointIO()), **options)
     except (MisconfigurationException, ValueError) as error:
         keys = ("accelerator", "devices", "num_nodes", "precision", "strategy")
@@ -162,7 +162,7 @@ def _new_trainer(config: TrainerConfig, **options: Any) -> L.Trainer:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's log messages and the warnings in `_IGNORED_WARNINGS`."""
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
